@@ -1,0 +1,36 @@
+"""Runs ``qcompile`` the way a user does: its command line, in a fresh process."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from benchmarks.process import ToolRun, run_measured
+
+WITH_DATA = "qcompile"
+NO_DATA = "qcompile, no data"
+
+
+def run_qcompile(model: Path, calibration: Path | None, folder: Path) -> ToolRun:
+    """Compile a model for x86.
+
+    A result that the compiler's own gate refuses is scored all the same, from where the compiler leaves it,
+    but counts as not accepted.
+
+    Args:
+        model: the float model.
+        calibration: .npz of arrays by input name, samples first; None compiles without data.
+        folder: where to write.
+    """
+    name = NO_DATA if calibration is None else WITH_DATA
+    output = folder / ("qcompile_no_data" if calibration is None else "qcompile")
+    data = [] if calibration is None else ["--data", str(calibration)]
+    command = [sys.executable, "-m", "qcompiler", str(model), "--target", "x86", *data, "-o", str(output)]
+    measured = run_measured([*command, "--force"], folder)
+    written = output / "model.onnx"
+    if measured.exit_code == 0 and written.is_file():
+        return ToolRun(name, written, measured)
+    refused = output.with_name(f"{output.name}.failed") / "model.onnx"
+    if refused.is_file():
+        return ToolRun(name, refused, measured, f"refused, {measured.failure}", accepted=False)
+    return ToolRun(name, None, measured, f"failed, {measured.failure}", accepted=False)

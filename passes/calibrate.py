@@ -1,0 +1,198 @@
+"""calibrate: turn observed statistics into one grid per activation."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import numpy as np
+import onnx_ir as ir
+
+from qcompiler.errors import UsageError
+from qcompiler.model.edit import constant_of
+from qcompiler.plan import CompressionPlan, Precision, Role, TensorPlan
+from qcompiler.protocols import PassKind, PassResult
+from qcompiler.quant.grid import affine_grid, covered_range
+from qcompiler.quant.ranges import RANGE_METHODS
+from qcompiler.records import Metric, PassReport, Skip
+from qcompiler.state import Context, Fact, State
+
+BEST = "best"
+SEARCHED = ("mse", "minmax", "percentile")
+"""Methods that "best" tries; entropy never won a trial on the networks it was measured on, and takes longest."""
+STRETCHES = 8
+MIN_GAIN_DB = 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class Calibrate:
+    """Chooses the range of every planned activation, and its scale and zero point.
+
+    Values that only move data (MaxPool, Reshape, ...) take the grid of their input.
+
+    Attributes:
+        method: "minmax", "percentile", "entropy" or "mse"; "best" takes the one of them whose trial run comes
+            closest to the float model on the acceptance samples ("mse" where there are none), and then
+            tries the others again on one stretch of the network at a time.
+    """
+
+    name: ClassVar[str] = "calibrate"
+    kind: ClassVar[PassKind] = PassKind.PLAN
+    requires: ClassVar[frozenset[Fact]] = frozenset({Fact.PLACEMENT, Fact.STATISTICS})
+    provides: ClassVar[frozenset[Fact]] = frozenset({Fact.RANGES})
+    invalidates: ClassVar[frozenset[Fact]] = frozenset()
+    method: str = "best"
+
+    def __post_init__(self) -> None:
+        if self.method not in (*RANGE_METHODS, BEST):
+            raise UsageError(f"calibrate: method {self.method!r} is none of {', '.join((*RANGE_METHODS, BEST))}")
+
+    def run(self, state: State, context: Context) -> PassResult:
+        """Return the state with a scale for every activation that was observed."""
+        names = [t.name for t in state.plan.tensors.values() if t.role is Role.ACTIVATION]
+        unseen = frozenset(n for n in names if n not in state.statistics)
+        skipped = tuple(Skip(n, "never observed: no sample reached it") for n in names if n in unseen)
+        state = replace(state, plan=state.plan.without_tensors(unseen))
+        grids = _Grids(state, self.name)
+        metrics = [Metric("calibrated", len(names) - len(unseen), "activations")]
+        if self.method != BEST:
+            chosen = dict.fromkeys(grids.names, self.method)
+        elif context.trial is None or not grids.names:
+            chosen = dict.fromkeys(grids.names, "mse")
+        else:
+            chosen, trials = _search(grids, state, context)
+            metrics += trials
+        counts = [Metric(f"{m} ranges", sum(v == m for v in chosen.values()), "activations") for m in RANGE_METHODS]
+        report = PassReport(
+            name=self.name,
+            changed=bool(chosen),
+            options={"method": self.method},
+            metrics=(*metrics, *(c for c in counts if c.value)),
+            skipped=skipped,
+        )
+        return PassResult(replace(state, plan=grids.plan(chosen)), report)
+
+
+class _Grids:
+    """The grid of every activation under every method, made once and combined at will."""
+
+    def __init__(self, state: State, decided_by: str) -> None:
+        self._state, self._decided_by = state, decided_by
+        self._limits = activation_limits(state.model)
+        self._made: dict[tuple[str, str], TensorPlan] = {}
+        order = {v.name: i for i, v in enumerate(v for n in state.model.graph for v in n.outputs)}
+        activations = [t.name for t in state.plan.tensors.values() if t.role is Role.ACTIVATION]
+        self.names = sorted(activations, key=lambda name: order.get(name, -1))
+
+    def plan(self, chosen: Mapping[str, str]) -> CompressionPlan:
+        """Return the plan in which every activation has the grid of its chosen method."""
+        planned = {name: self._grid(name, method) for name, method in chosen.items()}
+        planned.update(shared_grids(self._state.model, self._state.plan.nodes, planned))
+        return self._state.plan.with_tensors(*planned.values())
+
+    def _grid(self, name: str, method: str) -> TensorPlan:
+        if (name, method) not in self._made:
+            tensor = self._state.plan.tensors[name]
+            first, last = tensor.spec.code_range if tensor.spec is not None else (0, 255)
+            low, high = RANGE_METHODS[method](self._state.statistics[name], last - first + 1)
+            limits = self._limits.get(name)
+            self._made[name, method] = gridded(tensor, low, high, limits, f"{method} range", self._decided_by)
+        return self._made[name, method]
+
+
+def _search(grids: _Grids, state: State, context: Context) -> tuple[dict[str, str], list[Metric]]:
+    """Return the method of every activation by coordinate descent over stretches of the network."""
+    trial = context.trial
+    if trial is None:
+        return dict.fromkeys(grids.names, "mse"), []
+
+    def level(chosen: Mapping[str, str]) -> float:
+        return trial(replace(state, plan=grids.plan(chosen), facts=state.facts | {Fact.RANGES}))
+
+    whole = {m: level(dict.fromkeys(grids.names, m)) for m in SEARCHED}
+    best = max(SEARCHED, key=lambda m: whole[m])
+    metrics = [Metric(f"trial {m}", value, "dB") for m, value in whole.items()]
+    chosen, reached = dict.fromkeys(grids.names, best), whole[best]
+    others = [m for m in SEARCHED if m != best]
+    stretches = np.array_split(np.asarray(grids.names, dtype=object), min(STRETCHES, len(grids.names)))
+    for number, stretch in enumerate(stretches):
+        context.progress("searching ranges", number, len(stretches))
+        for method in others:
+            candidate = {**chosen, **dict.fromkeys(stretch, method)}
+            found = level(candidate)
+            if found > reached + MIN_GAIN_DB:
+                chosen, reached = candidate, found
+    return chosen, [*metrics, Metric("trial of the mixture", reached, "dB")]
+
+
+def gridded(
+    tensor: TensorPlan,
+    low: float,
+    high: float,
+    limits: tuple[float, float] | None,
+    reason: str,
+    decided_by: str,
+) -> TensorPlan:
+    """Return an activation entry with the grid that covers [low, high].
+
+    Args:
+        tensor: the entry; must have a spec.
+        low: smallest value to cover.
+        high: largest value to cover.
+        limits: where the activation fused into the producer cuts. The grid must not reach beyond, or the
+            runtime keeps the activation as a node of its own.
+        reason: why this range.
+        decided_by: the pass that decided.
+    """
+    codes = tensor.spec.code_range if tensor.spec is not None else (0, 255)
+    scale, zero_point = affine_grid(low, high, codes)
+    while limits is not None and covered_range(float(scale), zero_point, codes)[1] > limits[1]:
+        scale = np.nextafter(scale, np.float32(0))
+    return replace(
+        tensor,
+        scale=np.asarray(scale, np.float32),
+        zero_point=np.asarray(zero_point, np.int32),
+        clip=covered_range(float(scale), zero_point, codes),
+        reason=reason,
+        decided_by=(*tensor.decided_by, decided_by),
+    )
+
+
+def activation_limits(model: ir.Model) -> dict[str, tuple[float, float]]:
+    """Return (low, high) of every value that a Relu or a Clip with constant limits produces."""
+    found: dict[str, tuple[float, float]] = {}
+    for node in model.graph:
+        name = node.outputs[0].name or ""
+        if node.op_type == "Relu":
+            found[name] = (0.0, np.inf)
+        elif node.op_type == "Clip":
+            found[name] = (_limit(node, 1, -np.inf), _limit(node, 2, np.inf))
+    return found
+
+
+def _limit(node: ir.Node, index: int, default: float) -> float:
+    limit = constant_of(node.inputs[index]) if len(node.inputs) > index else None
+    return default if limit is None else float(limit.reshape(-1)[0])
+
+
+def shared_grids(
+    model: ir.Model, nodes: Mapping[str, object], planned: Mapping[str, TensorPlan]
+) -> dict[str, TensorPlan]:
+    """Return, for every value behind a data-moving node, its entry with the grid of the node's input."""
+    found: dict[str, TensorPlan] = {}
+    for node in model.graph:
+        decision = nodes.get(node.name or "")
+        if getattr(decision, "precision", None) is not Precision.MOVE or node.inputs[0] is None:
+            continue
+        source, name = node.inputs[0].name or "", node.outputs[0].name or ""
+        origin = found.get(source) or planned.get(source)
+        if origin is not None and name in planned:
+            found[name] = replace(
+                planned[name],
+                scale=origin.scale,
+                zero_point=origin.zero_point,
+                clip=origin.clip,
+                reason=f"shares the grid of '{source}'",
+            )
+    return found

@@ -1,0 +1,218 @@
+"""fold-batch-norm: fold BatchNormalization and constant Mul/Add into the convolution or matrix product before."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from qcompiler.model.edit import add_initializer, clone, constant_of, fresh_name, value_names
+from qcompiler.protocols import PassKind, PassResult
+from qcompiler.records import Metric, PassReport, Skip
+from qcompiler.state import ChannelMoments, Context, Fact, State
+
+Float64 = NDArray[np.float64]
+Affine = tuple[Float64, Float64]
+"""Per-channel factor and offset, each of shape (channels,)."""
+
+
+@dataclass(frozen=True, slots=True)
+class FoldBatchNorm:
+    """Makes ``y = factor * conv(x) + offset`` one convolution, and keeps what BatchNorm knew about y.
+
+    BatchNorm's beta and |gamma| are the mean and the deviation of its output over the training data; they are
+    kept as channel moments, from which activation ranges can be estimated without data.
+    """
+
+    name: ClassVar[str] = "fold-batch-norm"
+    kind: ClassVar[PassKind] = PassKind.REWRITE
+    requires: ClassVar[frozenset[Fact]] = frozenset()
+    provides: ClassVar[frozenset[Fact]] = frozenset({Fact.MOMENTS})
+    invalidates: ClassVar[frozenset[Fact]] = frozenset(
+        {Fact.PLACEMENT, Fact.STATISTICS, Fact.RANGES, Fact.WEIGHT_SCALES}
+    )
+
+    def run(self, state: State, context: Context) -> PassResult:
+        """Return the state with the folded model and the moments that BatchNorm held."""
+        model = clone(state.model)
+        taken = value_names(model)
+        moments = dict(state.moments)
+        folded: list[str] = []
+        skipped: list[Skip] = []
+        for node in list(model.graph):
+            affine = _affine(node)
+            if affine is None:
+                continue
+            known = _moments(node)
+            refusal = _refusal(node, affine)
+            if refusal:
+                if node.op_type == "BatchNormalization":
+                    skipped.append(Skip(node.name or "", refusal))
+            else:
+                _fold(model.graph, node, affine, taken)
+                folded.append(node.name or "")
+            if known is not None:
+                moments[node.outputs[0].name or ""] = known
+        metrics = (Metric("folded", len(folded), "nodes"), Metric("channel moments", len(moments), "activations"))
+        report = PassReport(name=self.name, changed=bool(folded), metrics=metrics, skipped=tuple(skipped))
+        return PassResult(replace(state, model=model, moments=moments), report)
+
+
+def _affine(node: ir.Node) -> Affine | None:
+    """Return the per-channel factor and offset that a node applies, or None if it is no such node."""
+    if node.op_type == "BatchNormalization" and len(node.inputs) >= 5:
+        parts = [constant_of(v) for v in node.inputs[1:5]]
+        if any(p is None for p in parts):
+            return None
+        gamma, beta, mean, variance = (np.asarray(p, np.float64) for p in parts)
+        epsilon = node.attributes.get("epsilon")
+        factor = gamma / np.sqrt(variance + (epsilon.as_float() if epsilon is not None else 1e-5))
+        return factor, beta - mean * factor
+    if node.op_type in ("Add", "Mul"):
+        return _constant_operand(node)
+    return None
+
+
+def _constant_operand(node: ir.Node) -> Affine | None:
+    sides = [(constant_of(v), node.inputs[1 - i]) for i, v in enumerate(node.inputs)]
+    for constant, data in sides:
+        producer = data.producer() if data is not None else None
+        if constant is None or constant.dtype.kind != "f" or producer is None:
+            continue
+        channels = _channels(producer)
+        flat = _per_channel(constant, producer, channels)
+        if flat is None:
+            continue
+        return (np.ones(channels), flat) if node.op_type == "Add" else (flat, np.zeros(channels))
+    return None
+
+
+def _channels(producer: ir.Node) -> int:
+    weight = producer.inputs[1] if len(producer.inputs) > 1 else None
+    if weight is None or weight.const_value is None or producer.op_type not in ("Conv", "Gemm", "MatMul"):
+        return 0
+    shape = weight.const_value.shape
+    if producer.op_type == "Gemm" and (flag := producer.attributes.get("transB")) is not None and flag.as_int():
+        return int(shape[0])
+    return int(shape[0] if producer.op_type == "Conv" else shape[-1])
+
+
+def _per_channel(constant: NDArray[np.generic], producer: ir.Node, channels: int) -> Float64 | None:
+    """Return a constant as one value per output channel, or None if it varies along another axis."""
+    if channels == 0:
+        return None
+    if constant.size == 1:
+        return np.full(channels, float(constant.reshape(-1)[0]))
+    shape = list(constant.shape)
+    if producer.op_type != "Conv":
+        return constant.astype(np.float64).reshape(-1) if shape[-1] == constant.size == channels else None
+    output = producer.outputs[0].shape
+    if output is None:
+        return None
+    padded = [1] * (len(output) - len(shape)) + shape
+    if constant.size == channels and padded[1] == channels and len(padded) == len(output):
+        return constant.astype(np.float64).reshape(-1)
+    return None
+
+
+def _moments(node: ir.Node) -> ChannelMoments | None:
+    if node.op_type != "BatchNormalization":
+        return None
+    gamma, beta = constant_of(node.inputs[1]), constant_of(node.inputs[2])
+    if gamma is None or beta is None:
+        return None
+    return ChannelMoments(mean=np.asarray(beta, np.float64), std=np.abs(np.asarray(gamma, np.float64)))
+
+
+def _refusal(node: ir.Node, affine: Affine) -> str:
+    data = next((v for v in node.inputs if v is not None and v.const_value is None), None)
+    producer = data.producer() if data is not None else None
+    if data is None or producer is None or producer.op_type not in ("Conv", "Gemm", "MatMul"):
+        return "no convolution or matrix product before it"
+    if len(data.uses()) > 1 or data.is_graph_output():
+        return "the value before it is used elsewhere too"
+    if _channels(producer) != affine[0].size:
+        return "weights are not constant"
+    if len(node.outputs) > 1 and any(v.uses() for v in node.outputs[1:]):
+        return "it is in training mode"
+    if producer.op_type == "MatMul" and affine[1].any() and not _is_matrix_product(producer):
+        return "a batched MatMul holds no offset"
+    if producer.op_type == "Gemm" and any(
+        (a := producer.attributes.get(k)) is not None and a.as_float() != 1.0 for k in ("alpha", "beta")
+    ):
+        return "the Gemm scales its operands"
+    weight = producer.inputs[1]
+    if weight is None or len(weight.uses()) > 1:
+        return "its weights are shared with another node"
+    bias = producer.inputs[2] if len(producer.inputs) > 2 else None
+    if bias is not None and (bias.const_value is None or constant_of(bias).size != affine[0].size):  # type: ignore[union-attr]
+        return "the bias is not one constant per channel"
+    if node.outputs[0].is_graph_output() and data.is_graph_input():
+        return "it stands between an input and an output"
+    return ""
+
+
+def _fold(graph: ir.Graph, node: ir.Node, affine: Affine, taken: set[str]) -> None:
+    """Move the affine step into the weights and bias of the producer, and take the node out of the graph."""
+    factor, offset = affine
+    data = next(v for v in node.inputs if v is not None and v.const_value is None)
+    producer = data.producer()
+    if producer is None:
+        return
+    weight = np.asarray(constant_of(producer.inputs[1]), np.float64)
+    dtype = constant_of(producer.inputs[1]).dtype  # type: ignore[union-attr]
+    rows_first = producer.op_type == "Conv" or _channels(producer) != weight.shape[-1] or _transposed(producer)
+    shape = (-1, *([1] * (weight.ndim - 1))) if rows_first else (1,) * (weight.ndim - 1) + (-1,)
+    if (factor != 1.0).any():
+        scaled = add_initializer(
+            graph, fresh_name(taken, f"{producer.inputs[1].name}_folded"), (weight * factor.reshape(shape)).astype(dtype)  # type: ignore[union-attr]
+        )
+        producer.replace_input_with(1, scaled)
+    old = producer.inputs[2] if len(producer.inputs) > 2 else None
+    base = np.zeros(factor.size) if old is None else np.asarray(constant_of(old), np.float64).reshape(-1)
+    bias = base * factor + offset
+    if old is not None or bias.any():
+        producer.resize_inputs(3)
+        name = fresh_name(taken, f"{producer.name}_bias")
+        producer.replace_input_with(2, add_initializer(graph, name, bias.astype(dtype)))
+    if producer.op_type == "MatMul" and len(producer.inputs) > 2:
+        producer = _as_gemm(graph, producer)
+    _take_over_output(graph, producer, node)
+
+
+def _is_matrix_product(node: ir.Node) -> bool:
+    shapes = [v.shape if v is not None else None for v in node.inputs[:2]]
+    return all(s is not None and len(s) == 2 for s in shapes)
+
+
+def _as_gemm(graph: ir.Graph, product: ir.Node) -> ir.Node:
+    """Replace a matrix product that got an offset by a Gemm of the same name, and return that."""
+    gemm = ir.node("Gemm", list(product.inputs), name=product.name)
+    made, old = gemm.outputs[0], product.outputs[0]
+    made.type, made.shape, made.name = old.type, old.shape, old.name
+    graph.insert_after(product, gemm)
+    old.replace_all_uses_with(made)
+    graph.remove(product, safe=True)
+    return gemm
+
+
+def _transposed(producer: ir.Node) -> bool:
+    flag = producer.attributes.get("transB")
+    return producer.op_type == "Gemm" and flag is not None and bool(flag.as_int())
+
+
+def _take_over_output(graph: ir.Graph, producer: ir.Node, node: ir.Node) -> None:
+    """Let the producer make the node's output under the node's name, and remove the node."""
+    old, made = node.outputs[0], producer.outputs[0]
+    name, is_output = old.name, old.is_graph_output()
+    made.type, made.shape = old.type, old.shape
+    old.replace_all_uses_with(made)
+    if is_output:
+        for index, output in enumerate(graph.outputs):
+            if output is old:
+                graph.outputs[index] = made
+    graph.remove(node, safe=True)
+    made.name = name

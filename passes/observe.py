@@ -1,0 +1,68 @@
+"""observe: run the float model over the calibration samples and keep streaming statistics."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import numpy as np
+
+from qcompiler.errors import DataError
+from qcompiler.plan import Role
+from qcompiler.protocols import PassKind, PassResult
+from qcompiler.quant.histogram import StreamingStatistics
+from qcompiler.records import Metric, PassReport
+from qcompiler.runtime.capture import stream
+from qcompiler.state import Context, Fact, State
+
+
+@dataclass(frozen=True, slots=True)
+class Observe:
+    """Collects range, histogram and channel sums of every activation that is to get a grid.
+
+    One sample is in memory at a time, whatever the calibration method.
+    """
+
+    name: ClassVar[str] = "observe"
+    kind: ClassVar[PassKind] = PassKind.PLAN
+    requires: ClassVar[frozenset[Fact]] = frozenset({Fact.PLACEMENT})
+    provides: ClassVar[frozenset[Fact]] = frozenset({Fact.STATISTICS})
+    invalidates: ClassVar[frozenset[Fact]] = frozenset({Fact.RANGES})
+
+    def run(self, state: State, context: Context) -> PassResult:
+        """Return the state with statistics of every planned activation.
+
+        Raises:
+            DataError: there are no calibration samples, or the model turns one into NaN or infinity.
+        """
+        samples = context.calibration
+        if samples is None:
+            raise DataError("pass 'observe' needs calibration samples; give --data or use 'estimate-statistics'")
+        names = [t.name for t in state.plan.tensors.values() if t.role is Role.ACTIVATION]
+        collected = {name: StreamingStatistics() for name in names}
+        count = 0
+        if names:
+            for values in stream(
+                state.model,
+                names,
+                samples,
+                threads=context.recipe.threads,
+                progress=lambda done, total: context.progress("observing activations", done, total),
+            ):
+                for name, array in values.items():
+                    if not np.isfinite(array).all():
+                        raise DataError(
+                            f"value '{name}' is not finite for sample {count} of {samples.source}; "
+                            "leave that sample out or keep the node in float"
+                        )
+                    collected[name].add(array)
+                count += 1
+        statistics = {name: c.result() for name, c in collected.items() if c.samples}
+        constant = tuple(f"'{n}' is constant over all samples" for n, s in statistics.items() if s.low == s.high)
+        report = PassReport(
+            name=self.name,
+            changed=bool(statistics),
+            metrics=(Metric("samples", count, "samples"), Metric("observed", len(statistics), "activations")),
+            notes=constant,
+        )
+        return PassResult(replace(state, statistics={**state.statistics, **statistics}), report)

@@ -1,0 +1,92 @@
+"""pack-weights: store weights in integers for nodes that compute in float, decoded once at session load."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import numpy as np
+import onnx_ir as ir
+
+from qcompiler.model.edit import add_initializer, all_nodes, clone, drop_unused, fresh_name, tensor_array, value_names
+from qcompiler.model.weights import weight_operands
+from qcompiler.plan import Precision, Role, TensorPlan
+from qcompiler.protocols import PassKind, PassResult
+from qcompiler.quant.grid import along, quantize
+from qcompiler.records import Metric, PassReport
+from qcompiler.state import Context, Fact, State
+
+
+@dataclass(frozen=True, slots=True)
+class PackWeights:
+    """Replaces planned weights of float nodes by ``Mul(Cast(codes), scale)``.
+
+    ONNX Runtime folds Cast and Mul of constants when it loads a session (it does not fold DequantizeLinear),
+    so the file holds integers and the node runs exactly as fast as before. Codes are computed when the file
+    is written, one tensor at a time.
+    """
+
+    name: ClassVar[str] = "pack-weights"
+    kind: ClassVar[PassKind] = PassKind.LOWER
+    requires: ClassVar[frozenset[Fact]] = frozenset({Fact.PLACEMENT, Fact.WEIGHT_SCALES})
+    provides: ClassVar[frozenset[Fact]] = frozenset({Fact.LOWERED})
+    invalidates: ClassVar[frozenset[Fact]] = frozenset()
+
+    def run(self, state: State, context: Context) -> PassResult:
+        """Return the state with a graph in which every weight-only tensor is stored in integers."""
+        model = clone(state.model)
+        taken = value_names(model)
+        packed: set[str] = set()
+        for node, graph in all_nodes(model):
+            decision = state.plan.nodes.get(node.name or "")
+            if decision is None or decision.precision is not Precision.WEIGHT_ONLY:
+                continue
+            for index in weight_operands(node):
+                value = node.inputs[index]
+                entry = state.plan.tensors.get(value.name or "") if value is not None else None
+                if value is None or entry is None or entry.role is not Role.WEIGHT or entry.scale is None:
+                    continue
+                self._pack(graph, node, index, entry, taken)
+                packed.add(entry.name)
+        drop_unused(model)
+        metrics = (Metric("packed", len(packed), "tensors"),)
+        return PassResult(
+            replace(state, model=model), PassReport(name=self.name, changed=bool(packed), metrics=metrics)
+        )
+
+    def _pack(self, graph: ir.Graph, node: ir.Node, index: int, entry: TensorPlan, taken: set[str]) -> None:
+        value = node.inputs[index]
+        if value is None or value.const_value is None or entry.spec is None or entry.scale is None:
+            return
+        dtype, rank = value.const_value.dtype, len(value.const_value.shape)
+        home = value.graph if value.graph is not None else graph
+        codes = ir.LazyTensor(
+            lazy_codes(value.const_value, entry), ir.DataType.INT8, ir.Shape(value.const_value.shape), cache=False
+        )
+        stored = add_initializer(home, fresh_name(taken, f"{value.name}_codes"), codes)
+        factors = np.asarray(along(entry.scale, entry.spec.axis, rank), dtype.numpy())
+        scale = add_initializer(home, fresh_name(taken, f"{value.name}_scale"), factors)
+        cast = ir.node("Cast", [stored], attributes={"to": dtype.value}, name=fresh_name(taken, f"{value.name}_cast"))
+        multiply = ir.node("Mul", [cast.outputs[0], scale], name=fresh_name(taken, f"{value.name}_decoded"))
+        for made in (cast, multiply):
+            made.outputs[0].name = made.name
+            made.outputs[0].type, made.outputs[0].shape = ir.TensorType(dtype), ir.Shape(value.const_value.shape)
+        home.insert_before(home[0], [cast, multiply])
+        for use in list(value.uses()):
+            use.node.replace_input_with(use.idx, multiply.outputs[0])
+
+
+def lazy_codes(tensor: ir.TensorProtocol, entry: TensorPlan) -> Callable[[], ir.TensorProtocol]:
+    """Return a function that computes a weight's int8 codes from the original tensor when they are needed."""
+
+    def compute() -> ir.TensorProtocol:
+        if entry.codes is not None:
+            return ir.tensor(entry.codes.astype(np.int8))
+        weight = np.asarray(tensor_array(tensor), np.float32)
+        spec, scale, zero_point = entry.spec, entry.scale, entry.zero_point
+        if spec is None or scale is None or zero_point is None:
+            return tensor
+        return ir.tensor(quantize(weight, scale, zero_point, spec.code_range, spec.axis).astype(np.int8))
+
+    return compute

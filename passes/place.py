@@ -1,0 +1,351 @@
+"""place: decide for every node whether it runs in integers on this target, and which values get a grid."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import onnx_ir as ir
+
+from qcompiler.model.weights import channel_axis_of, is_float_constant, saved_bytes, weight_operands
+from qcompiler.plan import CompressionPlan, NodePlan, Precision, QuantSpec, Role, TensorPlan
+from qcompiler.protocols import OpRule, PassKind, PassResult, Refusal, Target
+from qcompiler.quant.histogram import TensorStatistics
+from qcompiler.recipe import MatchRule
+from qcompiler.records import Metric, PassReport, Skip
+from qcompiler.state import Context, Fact, State
+
+U8 = QuantSpec(num_bits=8, signed=False)
+COMPUTE = frozenset({"Conv", "Gemm", "MatMul"})
+FUSED = frozenset({"Relu", "Clip"})
+INTEGER = frozenset({Precision.INTEGER, Precision.MOVE})
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Chooses a precision per node from the target's table, and plans the grids that this needs.
+
+    Compute nodes (Conv, Gemm, MatMul with constant weights) run in integers wherever the table allows it.
+    Other nodes join only between compute nodes, where they spare a trip to float and back. What cannot run
+    in integers still has its weights stored in integers where that makes the file smaller.
+    """
+
+    name: ClassVar[str] = "place"
+    kind: ClassVar[PassKind] = PassKind.PLAN
+    requires: ClassVar[frozenset[Fact]] = frozenset()
+    provides: ClassVar[frozenset[Fact]] = frozenset({Fact.PLACEMENT})
+    invalidates: ClassVar[frozenset[Fact]] = frozenset({Fact.RANGES, Fact.WEIGHT_SCALES})
+
+    def run(self, state: State, context: Context) -> PassResult:
+        """Return the state with a NodePlan for every node and empty TensorPlans for what needs a scale."""
+        known = None if context.calibration is not None else state.statistics
+        placer = _Placer(state.model, context.target, context.recipe.rules, known)
+        placer.decide()
+        kept = {k: t for k, t in state.plan.tensors.items() if t.role is Role.FACTORS}
+        plan = placer.plan(replace(state.plan, target=context.target.full_name, nodes={}, tensors=kept))
+        counts = {p: sum(n.precision is p for n in plan.nodes.values()) for p in Precision}
+        report = PassReport(
+            name=self.name,
+            changed=True,
+            metrics=tuple(Metric(str(p), count, "nodes") for p, count in counts.items()),
+            skipped=tuple(
+                Skip(n.name, n.reason) for n in plan.nodes.values() if n.precision is Precision.FLOAT and n.reason
+            )
+            + tuple(placer.skipped),
+        )
+        return PassResult(replace(state, plan=plan), report)
+
+
+@dataclass(slots=True)
+class _Choice:
+    precision: Precision
+    reason: str
+    rule: OpRule | None = None
+    fused: bool = False
+
+
+class _Placer:
+    def __init__(
+        self,
+        model: ir.Model,
+        target: Target,
+        rules: tuple[MatchRule, ...],
+        known: Mapping[str, TensorStatistics] | None,
+    ) -> None:
+        self.model, self.target, self.rules, self.known = model, target, rules, known
+        self.nodes = list(model.graph)
+        self.choices: dict[ir.Node, _Choice] = {}
+        self.skipped: list[Skip] = []
+
+    def decide(self) -> None:
+        """Fill ``choices`` for the nodes of the main graph."""
+        for node in self.nodes:
+            self.choices[node] = self._first_choice(node)
+        while any([self._demote_without_ranges(), self._demote_light(), self._demote_fused()]):
+            pass
+
+    # -- first choice, node by node ------------------------------------------------------------
+
+    def _first_choice(self, node: ir.Node) -> _Choice:
+        rule = self._recipe_rule(node)
+        if rule is not None and rule.keep_float:
+            return _Choice(Precision.FLOAT, f"kept in float by [match.\"{rule.pattern}\"]")
+        if rule is not None and rule.scheme == "weight_only":
+            return _Choice(Precision.FLOAT, f"weights only, by [match.\"{rule.pattern}\"]")
+        if node.domain not in ("", "ai.onnx"):
+            return _Choice(Precision.FLOAT, f"operator of domain '{node.domain}' is left alone")
+        if node.op_type in FUSED:
+            return self._fused_choice(node)
+        if node.op_type in COMPUTE:
+            return self._compute_choice(node, rule)
+        found = self.target.legalize(node.op_type, Precision.INTEGER, None)
+        if isinstance(found, Refusal):
+            return _Choice(Precision.FLOAT, found.reason)
+        unmet = _unmet_need(node, found)
+        if unmet:
+            return _Choice(Precision.FLOAT, unmet)
+        return _Choice(found.precision, "between integer nodes", found)
+
+    def _compute_choice(self, node: ir.Node, rule: MatchRule | None) -> _Choice:
+        if 1 not in weight_operands(node):
+            return _Choice(Precision.FLOAT, "both operands are computed at run time")
+        axis = channel_axis_of(node, 1)
+        spec = QuantSpec(num_bits=8, signed=True, symmetric=True, axis=axis)
+        wanted = self._wanted(node, rule)
+        found = self.target.legalize(node.op_type, wanted, spec)
+        if isinstance(found, Refusal):
+            return _Choice(Precision.FLOAT, found.reason)
+        unmet = _unmet_need(node, found)
+        if unmet:
+            return _Choice(Precision.FLOAT, unmet)
+        if wanted is Precision.DYNAMIC:
+            return _Choice(Precision.DYNAMIC, "token-wise MatMul: activations get their scale at run time", found)
+        return _Choice(Precision.INTEGER, "integer kernel of the target", found)
+
+    def _wanted(self, node: ir.Node, rule: MatchRule | None) -> Precision:
+        if rule is not None and rule.scheme in ("static", "dynamic"):
+            return Precision.DYNAMIC if rule.scheme == "dynamic" else Precision.INTEGER
+        data, weight = node.inputs[0], node.inputs[1]
+        tokens = data is not None and (data.shape is None or len(data.shape) >= 3)
+        matrix = weight is not None and weight.const_value is not None and len(weight.const_value.shape) == 2
+        plain = node.op_type == "MatMul" and tokens and matrix
+        return Precision.DYNAMIC if plain and self._dynamic_runs(node) else Precision.INTEGER
+
+    def _fused_choice(self, node: ir.Node) -> _Choice:
+        producer = _producer(node)
+        value = node.inputs[0]
+        if producer is None or value is None or self.choices[producer].precision is not Precision.INTEGER:
+            return _Choice(Precision.FLOAT, "its input is not computed in integers")
+        if self.choices[producer].fused or len(value.uses()) > 1 or value.is_graph_output():
+            return _Choice(Precision.FLOAT, "the value before it is used elsewhere too")
+        if any(v is not None and v.const_value is None for v in node.inputs[1:]):
+            return _Choice(Precision.FLOAT, "its limits are computed at run time")
+        return _Choice(Precision.INTEGER, f"fused into {producer.name}", self.choices[producer].rule, fused=True)
+
+    def _recipe_rule(self, node: ir.Node) -> MatchRule | None:
+        names = [node.name or ""] + [v.name or "" for v in node.inputs if v is not None and v.is_initializer()]
+        found = None
+        for rule in self.rules:
+            if any(re.search(rule.pattern, name) for name in names):
+                found = rule
+        return found
+
+    # -- demotions, repeated until nothing changes -----------------------------------------------
+
+    def _demote_fused(self) -> bool:
+        changed = False
+        for node in self.nodes:
+            choice = self.choices[node]
+            producer = _producer(node) if choice.fused else None
+            if choice.fused and (producer is None or self.choices[producer].precision is not Precision.INTEGER):
+                self.choices[node] = _Choice(Precision.FLOAT, "its input is not computed in integers")
+                changed = True
+        return changed
+
+    def _demote_light(self) -> bool:
+        changed, reach = False, self._reaches_compute()
+        for node in self.nodes:
+            choice = self.choices[node]
+            if choice.precision not in INTEGER or choice.fused or self._is_compute(node):
+                continue
+            reason = ""
+            if not all(self._integer_source(v) for v in _data_inputs(node)):
+                reason = "an input is not computed in integers"
+            elif node not in reach:
+                reason = "no integer compute follows; float keeps its precision"
+            if reason:
+                self.choices[node] = _Choice(Precision.FLOAT, reason)
+                changed = True
+        return changed
+
+    def _demote_without_ranges(self) -> bool:
+        if self.known is None:
+            return False
+        changed = False
+        for node in self.nodes:
+            choice = self.choices[node]
+            if choice.precision not in INTEGER:
+                continue
+            missing = [v for v in self._values_of(node) if v.name not in self.known]
+            if missing:
+                reason = f"without data the range of '{missing[0].name}' is unknown"
+                precision = Precision.FLOAT
+                if node.op_type == "MatMul" and not choice.fused and self._dynamic_runs(node):
+                    precision = Precision.DYNAMIC
+                    reason += "; activations get their scale at run time"
+                self.choices[node] = _Choice(precision, reason, choice.rule)
+                changed = True
+        return changed
+
+    def _dynamic_runs(self, node: ir.Node) -> bool:
+        spec = QuantSpec(num_bits=8, signed=True, symmetric=True, axis=channel_axis_of(node, 1))
+        return isinstance(self.target.legalize(node.op_type, Precision.DYNAMIC, spec), OpRule)
+
+    def _reaches_compute(self) -> set[ir.Node]:
+        reach: set[ir.Node] = set()
+        for node in reversed(self.nodes):
+            for value in node.outputs:
+                for consumer, _ in value.uses():
+                    choice = self.choices.get(consumer)
+                    if choice is None or choice.precision not in INTEGER:
+                        continue
+                    if self._is_compute(consumer) or consumer in reach:
+                        reach.add(node)
+        return reach
+
+    def _is_compute(self, node: ir.Node) -> bool:
+        return node.op_type in COMPUTE and self.choices[node].precision is Precision.INTEGER
+
+    def _integer_source(self, value: ir.Value) -> bool:
+        producer = value.producer()
+        choice = self.choices.get(producer) if producer is not None else None
+        return choice is not None and choice.precision in INTEGER
+
+    # -- the values that need a grid ---------------------------------------------------------------
+
+    def _tail(self, node: ir.Node) -> ir.Value:
+        """Return the output that carries the grid: behind the fused activation where there is one."""
+        value = node.outputs[0]
+        for consumer, _ in value.uses():
+            if consumer in self.choices and self.choices[consumer].fused:
+                return consumer.outputs[0]
+        return value
+
+    def _values_of(self, node: ir.Node) -> list[ir.Value]:
+        """Return the values that must be quantized for a node to run in integers."""
+        choice = self.choices[node]
+        if choice.fused:
+            return []
+        values = [node.inputs[0]] if self._is_compute(node) else _data_inputs(node)
+        found = [v for v in values if v is not None and v.const_value is None]
+        tail = self._tail(node)
+        wanted = choice.rule is not None and choice.rule.output
+        if wanted or any(self.choices[c].precision in INTEGER for c, _ in tail.uses() if c in self.choices):
+            found.append(tail)
+        return found
+
+    # -- the plan ------------------------------------------------------------------------------------
+
+    def plan(self, plan: CompressionPlan) -> CompressionPlan:
+        """Return the plan with an entry for every node, and for every tensor that is to get a scale."""
+        tensors: dict[str, TensorPlan] = {}
+        nodes: list[NodePlan] = []
+        for node in ir.traversal.RecursiveGraphIterator(self.model.graph):
+            choice = self.choices.get(node) or _Choice(Precision.FLOAT, "inside a subgraph")
+            weights = self._plan_weights(node, choice)
+            for entry in weights:
+                first = tensors.setdefault(entry.name, entry)
+                if first.spec != entry.spec:
+                    self.skipped.append(Skip(entry.name, f"shared: keeps the grid of its first user, not that of '{node.name}'"))
+            if choice.precision is Precision.FLOAT and weights:
+                why = choice.reason + "; weights stored in integers"
+                choice = replace(choice, precision=Precision.WEIGHT_ONLY, reason=why)
+            if choice.precision in INTEGER:
+                for value in self._values_of(node):
+                    tensors[value.name or ""] = self._activation(value)
+            nodes.append(
+                NodePlan(
+                    name=node.name or "",
+                    op_type=node.op_type,
+                    precision=choice.precision,
+                    reason=choice.reason,
+                    decided_by=("place",),
+                )
+            )
+        return plan.with_nodes(*nodes).with_tensors(*tensors.values())
+
+    def _activation(self, value: ir.Value) -> TensorPlan:
+        return TensorPlan(name=value.name or "", role=Role.ACTIVATION, spec=U8, decided_by=("place",))
+
+    def _plan_weights(self, node: ir.Node, choice: _Choice) -> list[TensorPlan]:
+        kept = self._recipe_rule(node)
+        if kept is not None and kept.keep_float:
+            return []
+        runs = choice.precision in (Precision.INTEGER, Precision.DYNAMIC) and node.op_type in COMPUTE
+        found = []
+        for index in (1,) if runs else weight_operands(node):
+            value = node.inputs[index]
+            axis = channel_axis_of(node, index)
+            if value is None:
+                continue
+            if not runs and saved_bytes(value, axis) <= 0:
+                self.skipped.append(Skip(value.name or "", "too small: storing it in integers saves nothing"))
+                continue
+            spec = QuantSpec(num_bits=8, signed=True, symmetric=True, axis=axis)
+            found.append(TensorPlan(name=value.name or "", role=Role.WEIGHT, spec=spec, decided_by=("place",)))
+        return found
+
+
+def _producer(node: ir.Node) -> ir.Node | None:
+    value = node.inputs[0] if node.inputs else None
+    return None if value is None else value.producer()
+
+
+def _data_inputs(node: ir.Node) -> list[ir.Value]:
+    """Return the inputs that carry data: the first one, or all of an n-ary operator."""
+    many = node.op_type in ("Add", "Mul", "Concat")
+    return [v for v in (node.inputs if many else node.inputs[:1]) if v is not None]
+
+
+def _unmet_need(node: ir.Node, rule: OpRule) -> str:
+    """Return why a table row's extra condition is not met, or ""."""
+    if len([v for v in node.outputs if v.name]) > 1 and rule.precision is Precision.MOVE:
+        return "its second output is used"
+    if rule.needs == "two computed inputs":
+        if any(v is None or v.const_value is not None for v in node.inputs):
+            return "a constant operand blocks the integer kernel"
+        if node.inputs[0] is node.inputs[1]:
+            return "both operands are the same value"
+    elif rule.needs == "8 input channels":
+        weight = node.inputs[1]
+        groups = node.attributes.get("group")
+        dense = groups is None or groups.as_int() == 1
+        if dense and weight is not None and weight.shape is not None and int(weight.shape[1]) < 8:
+            return "with so few input channels float takes fewer instructions on this profile"
+    elif rule.needs == "nearest":
+        mode = node.attributes.get("mode")
+        if mode is not None and mode.as_string() != "nearest":
+            return "only nearest-neighbor Resize moves quantized data"
+    elif rule.needs == "constant zero":
+        mode = node.attributes.get("mode")
+        fill = node.inputs[2] if len(node.inputs) > 2 else None
+        if mode is not None and mode.as_string() not in ("constant", "edge", "reflect"):
+            return "padding mode is not known to move quantized data"
+        if fill is not None and (fill.const_value is None or float(fill.const_value.numpy()) != 0.0):
+            return "padding with a value other than 0 has no exact code"
+    elif node.op_type == "Concat" and any(v is None or is_float_constant(v) for v in node.inputs):
+        return "a constant operand blocks the integer kernel"
+    elif node.op_type == "Gemm":
+        return _gemm_need(node)
+    return ""
+
+
+def _gemm_need(node: ir.Node) -> str:
+    for name in ("alpha", "beta"):
+        attribute = node.attributes.get(name)
+        if attribute is not None and attribute.as_float() != 1.0:
+            return f"Gemm with {name} other than 1 has no integer kernel"
+    attribute = node.attributes.get("transA")
+    return "transposed input" if attribute is not None and attribute.as_int() else ""

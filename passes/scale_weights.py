@@ -1,0 +1,119 @@
+"""scale-weights: one scale per channel for every weight that is stored in integers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import numpy as np
+import onnx_ir as ir
+
+from qcompiler.model.edit import constant_of
+from qcompiler.plan import QuantSpec, Role, TensorPlan
+from qcompiler.protocols import PassKind, PassResult
+from qcompiler.quant.grid import dequantize, power_ratio_db, quantize
+from qcompiler.quant.weights import absmax_scale, as_rows, clip_search_scale, input_importance
+from qcompiler.records import Metric, PassReport
+from qcompiler.state import Context, Fact, State
+
+LARGE = 1 << 22
+"""Weights above this size get the plain scale, so that time and memory stay bounded."""
+
+
+@dataclass(frozen=True, slots=True)
+class ScaleWeights:
+    """Chooses the scales of all planned weights.
+
+    With ``search`` each channel's clip ratio minimizes the squared error of the layer's output, weighing every
+    weight by the mean square of the input it multiplies (observed; all alike without statistics).
+
+    Attributes:
+        search: search the clip; False covers the largest magnitude.
+    """
+
+    name: ClassVar[str] = "scale-weights"
+    kind: ClassVar[PassKind] = PassKind.PLAN
+    requires: ClassVar[frozenset[Fact]] = frozenset({Fact.PLACEMENT})
+    provides: ClassVar[frozenset[Fact]] = frozenset({Fact.WEIGHT_SCALES})
+    invalidates: ClassVar[frozenset[Fact]] = frozenset()
+    search: bool = True
+
+    def run(self, state: State, context: Context) -> PassResult:
+        """Return the state with a scale for every planned weight."""
+        users = _weight_users(state.model)
+        pending = [t for t in state.plan.tensors.values() if t.role is Role.WEIGHT and t.spec is not None]
+        done: list[TensorPlan] = []
+        for number, tensor in enumerate(pending):
+            node, index = users[tensor.name]
+            done.append(self._scaled(state, tensor, node, index))
+            context.progress("scaling weights", number + 1, len(pending))
+        report = PassReport(
+            name=self.name,
+            changed=bool(done),
+            options={"search": self.search},
+            metrics=(Metric("scaled", len(done), "weights"),),
+        )
+        return PassResult(replace(state, plan=state.plan.with_tensors(*done)), report)
+
+    def _scaled(self, state: State, tensor: TensorPlan, node: ir.Node, index: int) -> TensorPlan:
+        array = constant_of(node.inputs[index])
+        spec = tensor.spec
+        if array is None or spec is None:
+            return tensor
+        weight = np.asarray(array, np.float32)
+        rows = weight.reshape(1, -1) if spec.axis is None else as_rows(weight, spec.axis)
+        top = spec.code_range[1]
+        searched = self.search and weight.size <= LARGE
+        if searched:
+            scale = clip_search_scale(rows, self._importance(state, node, weight.shape, spec), top)
+        else:
+            scale = absmax_scale(rows, top)
+        scale = scale if spec.axis is not None else scale.reshape(())
+        return replace(
+            tensor,
+            scale=scale,
+            zero_point=np.zeros(scale.shape, np.int32),
+            clip=(-float(scale.max()) * top, float(scale.max()) * top),
+            error_db=weight_error_db(weight, scale, spec) if weight.size <= LARGE else None,
+            reason="clip search on the layer's output error" if searched else "largest magnitude",
+            decided_by=(*tensor.decided_by, self.name),
+        )
+
+    def _importance(
+        self, state: State, node: ir.Node, shape: tuple[int, ...], spec: QuantSpec
+    ) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]] | None:
+        value = node.inputs[0]
+        statistics = state.statistics.get(value.name or "") if value is not None else None
+        if statistics is None or spec.axis is None or node.op_type not in ("Conv", "Gemm", "MatMul"):
+            return None
+        attribute = node.attributes.get("group")
+        groups = attribute.as_int() if attribute is not None else 1
+        inputs = shape[1] * groups if node.op_type == "Conv" else shape[1 - spec.axis]
+        power = statistics.channel_power
+        if power.size != inputs or (node.op_type != "Conv" and len(shape) != 2):
+            return None
+        # A channel that was never active on the samples still keeps a little weight.
+        floor = 1e-3 * float(power.mean()) + 1e-30
+        return input_importance(shape, spec.axis, np.maximum(power, floor), groups)
+
+
+def weight_error_db(
+    weight: np.ndarray[tuple[int, ...], np.dtype[np.float32]],
+    scale: np.ndarray[tuple[int, ...], np.dtype[np.float32]],
+    spec: QuantSpec,
+) -> float | None:
+    """Return the SQNR of a weight on its grid, in dB; None if the grid holds it exactly."""
+    zero = np.zeros(scale.shape, np.int32)
+    codes = quantize(weight, scale, zero, spec.code_range, spec.axis)
+    error = weight - dequantize(codes, scale, zero, spec.axis)
+    return power_ratio_db(float(np.square(weight, dtype=np.float64).sum()), float(np.square(error, dtype=np.float64).sum()))
+
+
+def _weight_users(model: ir.Model) -> dict[str, tuple[ir.Node, int]]:
+    """Return the first user of every initializer, over all subgraphs."""
+    found: dict[str, tuple[ir.Node, int]] = {}
+    for node in ir.traversal.RecursiveGraphIterator(model.graph):
+        for index, value in enumerate(node.inputs):
+            if value is not None and value.is_initializer():
+                found.setdefault(value.name or "", (node, index))
+    return found

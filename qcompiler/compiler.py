@@ -1,0 +1,365 @@
+"""compile_model: load, decide, write, verify, repair, report. The whole story on one page."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from qcompiler.artifacts import write_artifact
+from qcompiler.errors import FloorMissed, NothingToCompress, QCompileError
+from qcompiler.layers import histograms, layer_reports
+from qcompiler.model.load import LoadedModel, load_model
+from qcompiler.model.save import OutputFolder, save_model
+from qcompiler.passes import MINIMAL, WITH_DATA, WITHOUT_DATA
+from qcompiler.pipeline import AfterPass, Pipeline, select
+from qcompiler.plan import CompressionPlan, Precision, Role
+from qcompiler.protocols import Pass, PassKind, PassResult, Target
+from qcompiler.recipe import Recipe
+from qcompiler.records import CompileReport, PassReport
+from qcompiler.registry import load_target, make_pass
+from qcompiler.repair import Repair, revert_rules
+from qcompiler.report.card import CardInputs, quantization_card
+from qcompiler.report.compare import write_comparison
+from qcompiler.report.document import write_report
+from qcompiler.report.html import write_html
+from qcompiler.runtime.machine import machine_name
+from qcompiler.samples import Samples, class_outputs, prepare_samples
+from qcompiler.state import Context, Fact, Progress, State, no_progress
+from qcompiler.trial import Trial, layer_levels
+from qcompiler.verify import GateInputs, GateResult, verify
+
+LEVEL_SAMPLES = 4
+"""Samples on which the error of every layer is measured for the report."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class CompileResult:
+    """One compiled target: where it is, and everything that was found out."""
+
+    target: str
+    folder: Path
+    report: CompileReport
+
+
+def compile_model(
+    model: Path | str,
+    *,
+    recipe: Recipe | None = None,
+    out: Path | str | None = None,
+    force: bool = False,
+    command: Sequence[str] = (),
+    progress: Progress = no_progress,
+) -> tuple[CompileResult, ...]:
+    """Compile a model for every target of a recipe and return the verified results.
+
+    One target fills ``out`` (default ``<model stem>.qcompile``), several fill ``out/<target>``.
+
+    Args:
+        model: the ONNX file.
+        recipe: what is asked; None takes the defaults.
+        out: the folder to write.
+        force: replace an existing result.
+        command: the command line, for the report.
+        progress: called as ``progress(what, done, total)``.
+
+    Raises:
+        FloorMissed: a result falls short; ``results`` holds what was written to ``DIR.failed``.
+        NothingToCompress: no tensor can be compressed; nothing is written.
+        QCompileError: any other refusal; see ``qcompiler.errors``.
+    """
+    path, recipe = Path(model), recipe or Recipe()
+    targets = [load_target(name) for name in recipe.targets]
+    folder = Path(out) if out is not None else Path(f"{path.stem}.qcompile")
+    places = [folder] if len(targets) == 1 else [folder / t.full_name.replace(":", "-") for t in targets]
+    outputs = [OutputFolder(place, force=force) for place in places]
+    started = time.perf_counter()
+    progress("loading", 0, 0)
+    loaded = load_model(path)
+    samples = prepare_samples(loaded.model, recipe)
+    job = _Job(path, loaded, samples, recipe, tuple(command), progress, time.perf_counter() - started)
+    results = [_Compilation(job, target, output).run() for target, output in zip(targets, outputs, strict=True)]
+    if len(results) > 1:
+        write_comparison([r.report for r in results], folder, [p.name for p in places])
+    missed = [r for r in results if not r.report.verdict.held]
+    if missed:
+        floors = [f"{f.name} is {f.reached:.4g}, {f.direction} {f.limit:.4g}" for f in missed[0].report.verdict.missed]
+        cause = missed[0].report.verdict.failure or "; ".join(floors)
+        raise FloorMissed(f"{missed[0].target}: {cause}; see {missed[0].folder}", tuple(results))
+    return tuple(results)
+
+
+def plan_only(model: Path | str, *, recipe: Recipe) -> str:
+    """Return what would be done, as text: the passes in order and the precision of every node."""
+    path = Path(model)
+    loaded = load_model(path)
+    samples = prepare_samples(loaded.model, recipe)
+    lines = [f"{path.name}: {loaded.facts.nodes} nodes, opset {loaded.facts.opset}"]
+    for name in recipe.targets:
+        target = load_target(name)
+        job = _Job(path, loaded, samples, recipe, (), no_progress, 0.0)
+        lines += _Compilation(job, target, None).describe()
+    return "\n".join(lines)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Job:
+    path: Path
+    loaded: LoadedModel
+    samples: Samples
+    recipe: Recipe
+    command: tuple[str, ...]
+    progress: Progress
+    load_seconds: float
+
+
+@dataclass(slots=True)
+class _Compilation:
+    """One model for one target."""
+
+    job: _Job
+    target: Target
+    output: OutputFolder | None
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def run(self) -> CompileResult:
+        """Decide, write, verify and repair until every floor holds or nothing is left to try."""
+        if self.output is None:
+            raise QCompileError("no folder to write to")
+        self.seconds["loading"] = self.job.load_seconds
+        context = self._context()
+        with self.output as output:
+            state, reports = self._timed("deciding", lambda: self._decide(context, output.path))
+            gate, state, reports, repair, levels = self._verified(state, reports, context, output)
+            if not _compresses(state.plan) and not self.job.recipe.allow_unchanged:
+                raise NothingToCompress(_nothing(self.job.path, self.target, state.plan, reports))
+            state.plan.save(output.path)
+            report = self._report(state, gate, reports, repair, levels)
+            write_report(report, output.path)
+            write_html(report, output.path)
+            place = output.commit() if gate.verdict.held else output.reject()
+        return CompileResult(target=self.target.full_name, folder=place, report=report)
+
+    def describe(self) -> list[str]:
+        """Return the passes and, after placement, the precision of every node, as lines."""
+        passes = self._passes(no_reports := [])
+        context = replace(self._context(), trial=None)
+        cut = next((i + 1 for i, p in enumerate(passes) if p.name == "place"), len(passes))
+        state, _ = Pipeline(passes[:cut], check=False).run(self._start(), context)
+        lines = [f"target {self.target.full_name}", "passes: " + ", ".join(p.name for p in passes), *no_reports]
+        for node in state.plan.nodes.values():
+            lines.append(f"  {node.precision:<12} {node.op_type:<20} {node.name}  ({node.reason})")
+        return lines
+
+    # -- decide ------------------------------------------------------------------------------------
+
+    def _context(self) -> Context:
+        job, samples = self.job, self.job.samples
+        context = Context(
+            target=self.target,
+            recipe=job.recipe,
+            calibration=samples.calibration,
+            acceptance=samples.acceptance,
+            progress=job.progress,
+        )
+        searching = job.recipe.effort > 0 and job.recipe.replay is None
+        if samples.acceptance is None or not searching:
+            return context
+        return replace(context, trial=Trial(job.loaded.model, self.target, samples.acceptance, context))
+
+    def _start(self) -> State:
+        plan = CompressionPlan()
+        if self.job.recipe.replay is not None:
+            recorded = CompressionPlan.load(Path(self.job.recipe.replay))
+            plan = CompressionPlan(tensors={k: t for k, t in recorded.tensors.items() if t.role is Role.FACTORS})
+        return State(model=self.job.loaded.model, plan=plan)
+
+    def _passes(self, _: list[str]) -> tuple[Pass, ...]:
+        recipe, with_data = self.job.recipe, self.job.samples.calibration is not None
+        if recipe.passes is not None:
+            names: Sequence[str] = recipe.passes
+        elif recipe.effort == 0:
+            names = MINIMAL[with_data]
+        else:
+            names = WITH_DATA if with_data else WITHOUT_DATA
+        return select([make_pass(n) for n in names], recipe.skip_passes)
+
+    def _decide(self, context: Context, folder: Path) -> tuple[State, tuple[PassReport, ...]]:
+        """Run rewrites and plan passes; a replay runs the rewrites and takes the recorded plan."""
+        passes = self._passes([])
+        if self.job.recipe.replay is not None:
+            recorded = CompressionPlan.load(Path(self.job.recipe.replay))
+            passes = tuple(p for p in passes if p.kind is PassKind.REWRITE)
+            state, reports = Pipeline(passes, self.job.samples.probe).run(self._start(), context)
+            known = {Fact.PLACEMENT, Fact.STATISTICS, Fact.RANGES, Fact.WEIGHT_SCALES}
+            return replace(state, plan=recorded, facts=state.facts | known), reports
+        return Pipeline(passes, self.job.samples.probe).run(self._start(), context, self._dump(folder))
+
+    def _dump(self, folder: Path) -> AfterPass | None:
+        wanted = self.job.recipe.dump_after
+        if not wanted:
+            return None
+
+        def after(step: Pass, result: PassResult) -> None:
+            if step.name in wanted:
+                place = folder / "dump" / step.name
+                place.mkdir(parents=True, exist_ok=True)
+                save_model(result.state.model, place / "model.onnx")
+                result.state.plan.save(place)
+
+        return after
+
+    # -- write, verify, repair ---------------------------------------------------------------------
+
+    def _verified(
+        self, state: State, reports: tuple[PassReport, ...], context: Context, output: OutputFolder
+    ) -> tuple[GateResult, State, tuple[PassReport, ...], Repair, dict[str, float]]:
+        repair = Repair()
+        while True:
+            lowered, lowering = self._timed("lowering", lambda: self._lower(state, context, output.path))
+            files = self._timed("writing", lambda: self._write(lowered, output.path))
+            self.job.progress("verifying", len(repair.steps), 0)
+            gate = self._timed("verifying", lambda: verify(self._gate_inputs(), files, output.path / "model.onnx"))
+            levels = self._timed("measuring layers", lambda: self._levels(state, lowered))
+            nodes = () if gate.verdict.held else repair.propose(gate.verdict, state, levels, gate.layer_times)
+            if not nodes or self.job.recipe.replay is not None:
+                return gate, state, (*reports, *lowering), repair, levels
+            repair.record(gate.verdict, nodes)
+            state, redone = self._timed("repairing", lambda: self._replan(state, context, repair))
+            reports = _replaced(reports, redone)
+
+    def _replan(
+        self, state: State, context: Context, repair: Repair
+    ) -> tuple[State, tuple[PassReport, ...]]:
+        """Plan again with the reverted nodes in float; the rewritten model and its statistics are kept."""
+        rules = (*context.recipe.rules, *revert_rules(repair.reverted))
+        calmer = replace(context, recipe=replace(context.recipe, rules=rules))
+        steps = [p for p in self._passes([]) if p.kind is PassKind.PLAN and p.name != "observe"]
+        steps = [p for p in steps if p.name != "estimate-statistics"]
+        state, reports = Pipeline(tuple(steps)).run(state, calmer)
+        choice = ", ".join(sorted(repair.reverted))
+        return replace(state, plan=state.plan.with_choice("kept in float by repair", choice)), reports
+
+    def _lower(
+        self, state: State, context: Context, folder: Path
+    ) -> tuple[State, tuple[PassReport, ...]]:
+        steps = tuple(make_pass(n) for n in self.target.lower_passes())
+        return Pipeline(steps).run(state, context, self._dump(folder))
+
+    def _write(self, lowered: State, folder: Path) -> dict[str, int]:
+        written = list(save_model(lowered.model, folder / "model.onnx"))
+        written += [write_artifact(name, folder / "model.onnx") for name in self.target.artifacts()]
+        return {p.name: p.stat().st_size for p in written}
+
+    def _gate_inputs(self) -> GateInputs:
+        job = self.job
+        return GateInputs(
+            original=job.path,
+            original_bytes=job.loaded.facts.file_bytes,
+            float_model=job.loaded.model,
+            samples=job.samples.verification,
+            real=job.samples.facts is not None,
+            labels=job.samples.labels,
+            metric=job.recipe.metric,
+            classes=class_outputs(job.loaded.model, job.samples.labels),
+            floors=job.recipe.floors,
+            threads=job.recipe.threads,
+            target=self.target,
+        )
+
+    def _levels(self, state: State, lowered: State) -> dict[str, float]:
+        names = [t.name for t in state.plan.tensors.values() if t.role is Role.ACTIVATION]
+        if not names:
+            return {}
+        samples = self.job.samples
+        few = samples.acceptance or samples.verification
+        from qcompiler.data import Subset
+
+        part = Subset(few, tuple(range(min(LEVEL_SAMPLES, len(few)))))
+        return layer_levels(state.model, lowered.model, names, part, self.job.recipe.threads)
+
+    # -- report ------------------------------------------------------------------------------------
+
+    def _report(
+        self,
+        state: State,
+        gate: GateResult,
+        reports: tuple[PassReport, ...],
+        repair: Repair,
+        levels: dict[str, float],
+    ) -> CompileReport:
+        job, verdict = self.job, gate.verdict
+        order = tuple(n.name or "" for n in state.model.graph)
+        card = quantization_card(
+            CardInputs(
+                recipe=job.recipe,
+                target=self.target.full_name,
+                plan=state.plan,
+                model=job.loaded.facts,
+                data=job.samples.facts,
+                passes=reports,
+                verdict=verdict,
+                order=order,
+            )
+        )
+        return CompileReport(
+            versions=versions(),
+            command=job.command,
+            recipe=job.recipe.to_json(),
+            target=self.target.full_name,
+            target_summary=self.target.summary,
+            model=job.loaded.facts,
+            data=job.samples.facts,
+            passes=reports,
+            layers=layer_reports(state, levels, verdict.integer),
+            histograms=histograms(state),
+            repairs=tuple(repair.steps),
+            verdict=verdict,
+            choices=dict(state.plan.choices),
+            card=card,
+            layer_times=gate.layer_times,
+            stage_seconds=dict(self.seconds),
+            machine=machine_name(),
+        )
+
+    def _timed(self, stage, work):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+        started = time.perf_counter()
+        try:
+            return work()
+        finally:
+            self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - started
+
+
+def _replaced(reports: tuple[PassReport, ...], redone: tuple[PassReport, ...]) -> tuple[PassReport, ...]:
+    """Return the reports with those of repeated passes taken from the last run."""
+    newer = {r.name: r for r in redone}
+    return tuple(newer.get(r.name, r) for r in reports)
+
+
+def _compresses(plan: CompressionPlan) -> bool:
+    return any(t.role is Role.WEIGHT and t.scale is not None for t in plan.tensors.values())
+
+
+def _nothing(path: Path, target: Target, plan: CompressionPlan, reports: Sequence[PassReport]) -> str:
+    skips = [f"{s.tensor}: {s.reason}" for r in reports for s in r.skipped]
+    reasons = "; ".join(skips[:5]) if skips else "it holds no weights"
+    more = f" (and {len(skips) - 5} more)" if len(skips) > 5 else ""
+    del plan
+    return f"{path}: nothing to compress for {target.full_name}: {reasons}{more}; --allow-unchanged accepts that"
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of what a result depends on."""
+    found = {"python": ".".join(str(v) for v in sys.version_info[:3])}
+    for name in ("qcompiler", "onnx", "onnxruntime", "onnx-ir", "onnxscript", "numpy"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "not installed"
+    return found
+
+
+__all__ = ["CompileResult", "Precision", "compile_model", "plan_only", "versions"]

@@ -1,0 +1,21 @@
+"""Calibration and evaluation inputs: files, folders, callables and synthetic values, one protocol."""
+
+from qcompiler.data.dataset import Dataset, Feeds, InputSpec, Subset
+from qcompiler.data.labels import load_labels
+from qcompiler.data.opening import open_dataset
+from qcompiler.data.specs import input_specs
+from qcompiler.data.split import Split, split
+from qcompiler.data.synthetic import synthetic_inputs
+
+__all__ = [
+    "Dataset",
+    "Feeds",
+    "InputSpec",
+    "Split",
+    "Subset",
+    "input_specs",
+    "load_labels",
+    "open_dataset",
+    "split",
+    "synthetic_inputs",
+]

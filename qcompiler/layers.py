@@ -1,0 +1,179 @@
+"""What the report says about every layer: what was decided, what it cost, and the likely cause of its error."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import onnx_ir as ir
+
+from qcompiler.plan import CompressionPlan, Precision, Role, TensorPlan
+from qcompiler.quant.histogram import TensorStatistics
+from qcompiler.records import IntegerShare, LayerReport, TensorHistogram
+from qcompiler.runtime.optimized import COMPUTE_OPS
+from qcompiler.state import State
+
+HISTOGRAM_BINS = 64
+OUTLIER_RATIO = 4.0
+UNEVEN_RATIO = 32.0
+SATURATED_SHARE = 1e-3
+FEW_SAMPLES = 16
+INHERITED_DB = 1.5
+COARSE_WEIGHTS_DB = 30.0
+
+
+def layer_reports(
+    state: State, levels: Mapping[str, float], share: IntegerShare | None
+) -> tuple[LayerReport, ...]:
+    """Return one entry per node of the float graph, in graph order.
+
+    Args:
+        state: the float model with plan and statistics.
+        levels: SQNR in dB of quantized values against the float model.
+        share: what the runtime really runs in integers; None if that is not known.
+    """
+    counted: set[str] = set()
+    return tuple(_layer(node, state, levels, share, counted) for node in state.model.graph.all_nodes())
+
+
+def _layer(
+    node: ir.Node,
+    state: State,
+    levels: Mapping[str, float],
+    share: IntegerShare | None,
+    counted: set[str],
+) -> LayerReport:
+    plan, name = state.plan, node.name or ""
+    decision = plan.nodes.get(name)
+    value = _carrier(node, plan)
+    entry = plan.activation(value)
+    statistics = state.statistics.get(value)
+    weight = _weight(node, plan)
+    before, after = _bytes(node, plan, counted)
+    runs = None
+    if share is not None and node.op_type in COMPUTE_OPS:
+        runs = name not in share.float_nodes
+    return LayerReport(
+        name=name,
+        op_type=node.op_type,
+        output=node.outputs[0].name or "" if node.outputs else "",
+        precision=str(decision.precision if decision is not None else Precision.FLOAT),
+        runs_integer=runs,
+        decided_by=_deciders(decision.decided_by if decision is not None else (), entry, weight),
+        reason=decision.reason if decision is not None else "",
+        bytes_before=before,
+        bytes_after=after,
+        sqnr_db=levels.get(value),
+        weight_db=weight.error_db if weight is not None else None,
+        clip=entry.clip if entry is not None else None,
+        observed=(statistics.low, statistics.high) if statistics is not None else None,
+        cause=_cause(node, value, state, levels),
+    )
+
+
+def _deciders(first: tuple[str, ...], *entries: TensorPlan | None) -> tuple[str, ...]:
+    names = [*first, *(n for e in entries if e is not None for n in e.decided_by)]
+    return tuple(dict.fromkeys(names))
+
+
+def _carrier(node: ir.Node, plan: CompressionPlan) -> str:
+    """Return the value that carries a node's grid: its output, or that of the activation fused into it."""
+    if not node.outputs:
+        return ""
+    name = node.outputs[0].name or ""
+    if plan.activation(name) is None:
+        for use in node.outputs[0].uses():
+            follower = plan.nodes.get(use.node.name or "")
+            if follower is not None and follower.reason == f"fused into {node.name}":
+                return use.node.outputs[0].name or ""
+    return name
+
+
+def _weight(node: ir.Node, plan: CompressionPlan) -> TensorPlan | None:
+    for value in node.inputs:
+        entry = plan.tensors.get(value.name or "") if value is not None else None
+        if entry is not None and entry.role is Role.WEIGHT:
+            return entry
+    return None
+
+
+def _bytes(node: ir.Node, plan: CompressionPlan, counted: set[str]) -> tuple[int, int]:
+    """Return bytes of a node's constants before and after; a shared constant counts at its first user."""
+    before = after = 0
+    for value in node.inputs:
+        if value is None or value.const_value is None or (value.name or "") in counted:
+            continue
+        counted.add(value.name or "")
+        size = value.const_value.nbytes
+        before += size
+        entry = plan.tensors.get(value.name or "")
+        if entry is None or entry.spec is None or entry.scale is None:
+            after += size
+        else:
+            after += value.const_value.size * entry.spec.num_bits // 8 + entry.scale.nbytes
+    return before, after
+
+
+def _cause(node: ir.Node, value: str, state: State, levels: Mapping[str, float]) -> str:
+    """Return the likely main reason for a layer's error, "" where there is little or nothing is known."""
+    level = levels.get(value)
+    if level is None:
+        return ""
+    inputs = [levels[v.name] for v in node.inputs if v is not None and v.name in levels]
+    if inputs and min(inputs) < level + INHERITED_DB:
+        return "inherited from the layers before"
+    statistics, entry = state.statistics.get(value), state.plan.activation(value)
+    if statistics is None or entry is None or entry.clip is None:
+        return ""
+    if statistics.low == statistics.high:
+        return "constant activation"
+    if clipped_share(statistics, entry.clip) > SATURATED_SHARE:
+        return "saturation: the grid cuts off part of the values"
+    if _outlier_ratio(statistics) > OUTLIER_RATIO:
+        return "range outlier: few large values stretch the grid"
+    peaks = statistics.channel_peak[statistics.channel_peak > 0]
+    if peaks.size > 1 and peaks.max() / np.quantile(peaks, 0.1) > UNEVEN_RATIO:
+        return "uneven channels share one grid"
+    weight = _weight(node, state.plan)
+    if weight is not None and weight.error_db is not None and weight.error_db < COARSE_WEIGHTS_DB:
+        return "weight rounding"
+    if statistics.samples < FEW_SAMPLES:
+        return "few samples"
+    return "activation rounding"
+
+
+def clipped_share(statistics: TensorStatistics, clip: tuple[float, float]) -> float:
+    """Return the share (0 to 1) of observed values outside a range."""
+    edges = np.linspace(*statistics.grid, len(statistics.counts) + 1)
+    width = edges[1] - edges[0]
+    outside = (edges[1:] < clip[0] - width) | (edges[:-1] > clip[1] + width)
+    return float(statistics.counts[outside].sum() / max(int(statistics.counts.sum()), 1))
+
+
+def _outlier_ratio(statistics: TensorStatistics) -> float:
+    """Return how much wider the observed range is than the range of 99.9 % of the values."""
+    share = np.cumsum(statistics.counts) / max(int(statistics.counts.sum()), 1)
+    edges = np.linspace(*statistics.grid, len(statistics.counts) + 1)
+    low = edges[int(np.searchsorted(share, 0.0005, side="right"))]
+    high = edges[min(int(np.searchsorted(share, 0.9995)) + 1, len(edges) - 1)]
+    return float((statistics.high - statistics.low) / max(high - low, 1e-30))
+
+
+def histograms(state: State) -> tuple[TensorHistogram, ...]:
+    """Return a coarse histogram of every observed activation with its clip range, for the report."""
+    found = []
+    for name, statistics in state.statistics.items():
+        entry = state.plan.activation(name)
+        if entry is None:
+            continue
+        counts = statistics.counts.reshape(HISTOGRAM_BINS, -1).sum(1)
+        found.append(
+            TensorHistogram(
+                name=name,
+                low=statistics.grid[0],
+                high=statistics.grid[1],
+                counts=tuple(int(c) for c in counts),
+                clip=entry.clip,
+            )
+        )
+    return tuple(found)

@@ -1,0 +1,118 @@
+"""Ask ONNX Runtime, in a child process, whether it loads a model and whether two models compute the same."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from qcompiler.errors import ModelError
+
+_CHILD = Path(__file__).with_name("_child.py")
+_LOAD_TIMEOUT_S = 300
+_LIGHT_ABOVE_BYTES = 256 * 2**20
+_REASON_LENGTH = 240
+_NEWEST_OPSET = re.compile(r"support for domain ai\.onnx is till opset (\d+)")
+_OLDEST_OPSET = 7
+"""Older operators have no kernels in ONNX Runtime."""
+
+_NOISE = re.compile(
+    r"\[ONNXRuntimeError\] : \d+ : [A-Z_]+ : |Load model from .*? failed:|This is an invalid model\. ?"
+    r"|Exception during (?:loading|initialization): |Failed to load model (?:because|with error:) "
+    r"|Fatal error: |Error: |/\S+\.(?:cc|h):\d+ (?:[^:]|::)*?\) ?(?:const )?(?=\S)"
+)
+
+
+class RuntimeProbe:
+    """A child process that loads a model in ONNX Runtime while this one goes on.
+
+    Use as a context manager: leaving it ends the child.
+    """
+
+    def __init__(self, path: Path, total_bytes: int) -> None:
+        self._path = path
+        light = total_bytes > _LIGHT_ABOVE_BYTES
+        self._child = _start({"do": "load", "path": str(path), "light": light})
+
+    def __enter__(self) -> RuntimeProbe:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._child.poll() is None:
+            self._child.kill()
+        self._child.communicate()
+
+    def verdict(self, opset: int) -> None:
+        """Return if ONNX Runtime loads the model.
+
+        Args:
+            opset: of the model, for the advice in the message.
+
+        Raises:
+            ModelError: it does not; the message holds its reason in one line.
+        """
+        answer = _answer(self._child, _LOAD_TIMEOUT_S)
+        if not answer["ok"]:
+            runtime = f"onnxruntime {answer['version']}" if "version" in answer else "onnxruntime"
+            raise ModelError(f"{self._path}: {runtime} does not load it: {_explain(answer['reason'], opset)}")
+
+
+def same_outputs(first: Path, second: Path, tolerance: float, timeout_s: float = 120.0) -> str:
+    """Return "" if both models give the same outputs on made-up inputs, else why that is not known.
+
+    Args:
+        first: the original; inputs are made up for it.
+        second: the changed model.
+        tolerance: relative to the largest finite value of an output.
+        timeout_s: after this time the answer is "not known".
+    """
+    request = {"do": "compare", "first": str(first), "second": str(second), "tolerance": tolerance}
+    answer = _answer(_start(request), timeout_s)
+    return "" if answer["ok"] else shorten(answer["reason"])
+
+
+def shorten(reason: str) -> str:
+    """Return the informative part of an ONNX Runtime message, in one line."""
+    text = " ".join(_NOISE.sub("", " ".join(reason.split())).split()).rstrip(" .;")
+    return text if len(text) <= _REASON_LENGTH else text[: _REASON_LENGTH - 3] + "..."
+
+
+def _start(request: dict[str, Any]) -> subprocess.Popen[str]:
+    command = [sys.executable, "-P", str(_CHILD), json.dumps(request)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def _answer(child: subprocess.Popen[str], timeout_s: float) -> dict[str, Any]:
+    try:
+        output, complaint = child.communicate(timeout=timeout_s)
+    except subprocess.TimeoutExpired:
+        child.kill()
+        child.communicate()
+        return {"ok": False, "reason": f"no answer within {timeout_s:g} s"}
+    if child.returncode < 0:
+        return {"ok": False, "reason": f"it crashed (signal {-child.returncode})"}
+    if child.returncode or not output.strip():
+        last = complaint.strip().splitlines()[-1] if complaint.strip() else "no message"
+        return {"ok": False, "reason": f"the process that tried it ended with {child.returncode} ({last})"}
+    answer: dict[str, Any] = json.loads(output.strip().splitlines()[-1])
+    return answer
+
+
+def _explain(reason: str, opset: int) -> str:
+    """Return ONNX Runtime's reason and what to do about it."""
+    if newest := _NEWEST_OPSET.search(reason):
+        return f"opset {opset} is newer than {newest[1]}; convert the model to one from 7 to {newest[1]}"
+    short = shorten(reason)
+    if 0 < opset < _OLDEST_OPSET:
+        return f"{short}; opset {opset} is old, convert the model to one from {_OLDEST_OPSET} on"
+    if "is not a registered function/op" in reason or "No Op registered" in reason:
+        return f"{short}; replace this operator or export the model without it"
+    if "Could not find an implementation" in reason or "not supported" in reason:
+        return f"{short}; export the model with another operator, type or opset there"
+    return f"{short}; repair the model or export it again"

@@ -1,0 +1,68 @@
+"""Which constant inputs of which operators are weights, and along which axis their channels lie."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+
+WEIGHT_INPUTS: dict[str, tuple[int, ...]] = {
+    "Conv": (1,),
+    "ConvTranspose": (1,),
+    "Gemm": (1, 0),
+    "MatMul": (1, 0),
+    "Gather": (0,),
+    "LSTM": (1, 2),
+    "GRU": (1, 2),
+    "RNN": (1, 2),
+}
+"""Operator -> inputs that hold trained weights when they are constant. Other constants (biases, grids, anchors,
+normalization parameters) are small or sensitive, and stay float."""
+
+OVERHEAD_BYTES = 160
+"""Two nodes, a scale and their names: what storing one tensor in integers costs in the file."""
+
+
+def weight_operands(node: ir.Node) -> tuple[int, ...]:
+    """Return the positions of a node's constant floating-point weights."""
+    if node.domain not in ("", "ai.onnx"):
+        return ()
+    found = []
+    for index in WEIGHT_INPUTS.get(node.op_type, ()):
+        value = node.inputs[index] if index < len(node.inputs) else None
+        if value is not None and is_float_constant(value):
+            found.append(index)
+    return tuple(found)
+
+
+def is_float_constant(value: ir.Value) -> bool:
+    """Return True for an initializer of float32, float16 or bfloat16."""
+    if value.const_value is None or not value.is_initializer() or value.is_graph_input():
+        return False
+    return value.const_value.dtype in (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
+
+
+def channel_axis_of(node: ir.Node, index: int) -> int | None:
+    """Return the axis of a weight that gets one scale per index, or None for one scale in all."""
+    value = node.inputs[index]
+    rank = 0 if value is None or value.const_value is None else len(value.const_value.shape)
+    if rank < 2:
+        return None
+    if node.op_type == "Gemm":
+        flag = node.attributes.get("transB" if index == 1 else "transA")
+        transposed = flag is not None and bool(flag.as_int())
+        return (0 if transposed else 1) if index == 1 else (1 if transposed else 0)
+    if node.op_type == "MatMul":
+        return rank - 1 if index == 1 else rank - 2
+    if node.op_type == "ConvTranspose" or node.op_type in ("LSTM", "GRU", "RNN"):
+        return 1
+    return 0
+
+
+def saved_bytes(value: ir.Value, axis: int | None) -> int:
+    """Return how many bytes 8-bit storage of a constant saves in the file; negative if it costs."""
+    tensor = value.const_value
+    if tensor is None:
+        return 0
+    channels = 1 if axis is None else int(tensor.shape[axis])
+    size = int(np.prod(tensor.shape.numpy())) if len(tensor.shape) else 1
+    return size * (tensor.dtype.itemsize - 1) - 4 * channels - OVERHEAD_BYTES

@@ -1,0 +1,145 @@
+"""Running passes in order, and checking that each did only what its kind may do."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+
+from qcompiler.data import Dataset
+from qcompiler.errors import QCompileError, UsageError
+from qcompiler.model.fingerprint import structure_fingerprint
+from qcompiler.model.save import to_proto
+from qcompiler.protocols import Pass, PassKind, PassResult
+from qcompiler.quant.grid import power_ratio_db
+from qcompiler.records import PassReport
+from qcompiler.runtime.capture import Executor
+from qcompiler.state import Context, Fact, State
+
+EQUIVALENT_DB = 60.0
+"""Two float graphs agree: rounding in another order leaves 100 dB and more, a wrong factor leaves less than 40."""
+
+CHECK_ABOVE_BYTES = 1 << 30
+"""Models above this size are not serialized a second time for checks."""
+
+AfterPass = Callable[[Pass, PassResult], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Pipeline:
+    """An ordered list of passes.
+
+    Attributes:
+        passes: in the order they run.
+        probe: a few samples on which rewrites must leave the outputs alone; None skips that check.
+        check: verify what each pass did; off for the many trial runs inside a search.
+    """
+
+    passes: tuple[Pass, ...]
+    probe: Dataset | None = None
+    check: bool = True
+
+    def check_order(self, facts: frozenset[Fact]) -> None:
+        """Check that every pass finds what it requires.
+
+        Raises:
+            UsageError: a pass requires a fact that no earlier pass provides.
+        """
+        for step in self.passes:
+            if missing := step.requires - facts:
+                known = ", ".join(sorted(facts)) or "nothing"
+                raise UsageError(
+                    f"pass '{step.name}' needs {', '.join(sorted(missing))}, but at its place there is {known}; "
+                    "put the pass that provides it before"
+                )
+            facts = (facts - step.invalidates) | step.provides
+
+    def run(
+        self, state: State, context: Context, after: AfterPass | None = None
+    ) -> tuple[State, tuple[PassReport, ...]]:
+        """Run all passes and return the last state with every report.
+
+        Raises:
+            UsageError: the order is wrong.
+            QCompileError: a pass broke the contract of its kind.
+        """
+        self.check_order(state.facts)
+        reports: list[PassReport] = []
+        for number, step in enumerate(self.passes):
+            context.progress(step.name, number, len(self.passes))
+            started = time.perf_counter()
+            before = structure_fingerprint(state.model) if self.check and step.kind is PassKind.PLAN else ""
+            result = step.run(state, context)
+            if result.report.name != step.name:
+                raise QCompileError(f"pass '{step.name}' returned a report named '{result.report.name}'")
+            if self.check:
+                self._check_kind(step, state, result, before)
+            facts = (state.facts - step.invalidates) | step.provides
+            state = replace(result.state, facts=facts)
+            reports.append(replace(result.report, seconds=time.perf_counter() - started))
+            if after is not None:
+                after(step, PassResult(state, reports[-1]))
+        return state, tuple(reports)
+
+    def _check_kind(self, step: Pass, before: State, result: PassResult, fingerprint: str) -> None:
+        changed = result.state.model is not before.model
+        if step.kind is PassKind.PLAN:
+            if changed or structure_fingerprint(result.state.model) != fingerprint:
+                raise QCompileError(f"pass '{step.name}' is a plan pass, but changed the graph")
+        elif changed and result.report.changed and _size(result.state.model) < CHECK_ABOVE_BYTES:
+            _check_valid(step, result.state.model)
+            if step.kind is PassKind.REWRITE and self.probe is not None:
+                _check_equivalent(step, before.model, result.state.model, self.probe)
+
+
+def _size(model: ir.Model) -> int:
+    return sum(v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value is not None)
+
+
+def _check_valid(step: Pass, model: ir.Model) -> None:
+    try:
+        onnx.checker.check_model(to_proto(model))
+    except onnx.checker.ValidationError as error:
+        text = " ".join(str(error).split())[:300]
+        raise QCompileError(f"pass '{step.name}' made an invalid model: {text}") from error
+
+
+def _check_equivalent(step: Pass, before: ir.Model, after: ir.Model, probe: Dataset) -> None:
+    names = [v.name or "" for v in before.graph.outputs]
+    first, second = Executor(before, names), Executor(after, names)
+    for index in range(len(probe)):
+        expected, found = first.run(probe[index]), second.run(probe[index])
+        for name in names:
+            level = _agreement_db(expected[name], found[name])
+            if level is not None and level < EQUIVALENT_DB:
+                raise QCompileError(
+                    f"pass '{step.name}' changed output '{name}': {level:.1f} dB against the graph before it, "
+                    f"at least {EQUIVALENT_DB:.0f} dB expected"
+                )
+
+
+def _agreement_db(expected: object, found: object) -> float | None:
+    if not isinstance(expected, np.ndarray) or not isinstance(found, np.ndarray) or expected.dtype.kind != "f":
+        return None
+    if expected.shape != found.shape:
+        return -200.0
+    finite = np.isfinite(expected)
+    a, b = expected[finite].astype(np.float64), found[finite].astype(np.float64)
+    return power_ratio_db(float(a @ a), float(np.sum((a - b) ** 2)))
+
+
+def select(passes: Sequence[Pass], skip: Sequence[str]) -> tuple[Pass, ...]:
+    """Return the passes without those named in ``skip``.
+
+    Raises:
+        UsageError: a name in ``skip`` is none of these passes.
+    """
+    names = [p.name for p in passes]
+    for name in skip:
+        if name not in names:
+            raise UsageError(f"--skip-pass {name}: not in this pipeline; it has {', '.join(names)}")
+    return tuple(p for p in passes if p.name not in skip)

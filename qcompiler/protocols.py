@@ -1,0 +1,123 @@
+"""The two things third parties write, a pass and a target, and the typed tables targets are made of."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Protocol, runtime_checkable
+
+from qcompiler.plan import Precision, QuantSpec
+from qcompiler.records import PassReport
+from qcompiler.state import Context, Fact, State
+
+
+class PassKind(enum.StrEnum):
+    """What a pass may touch; the pipeline checks it."""
+
+    REWRITE = "rewrite"
+    """Float graph to equivalent float graph. Checked: outputs agree on sample inputs."""
+    PLAN = "plan"
+    """Changes only the plan and the statistics. Checked: the graph's fingerprint is unchanged."""
+    LOWER = "lower"
+    """Writes the plan into the graph. Checked: valid ONNX, and the constants decode to the plan's values."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PassResult:
+    """The new state and what was done."""
+
+    state: State
+    report: PassReport
+
+
+@runtime_checkable
+class Pass(Protocol):
+    """One step of the compiler. Implementations are frozen dataclasses whose fields are their options.
+
+    Class attributes:
+        requires / provides / invalidates: facts; the order of passes is checked before anything runs.
+    """
+
+    requires: ClassVar[frozenset[Fact]]
+    provides: ClassVar[frozenset[Fact]]
+    invalidates: ClassVar[frozenset[Fact]]
+
+    @property
+    def name(self) -> str:
+        """Return the name on the command line, in kebab case; usually a class attribute."""
+        ...
+
+    @property
+    def kind(self) -> PassKind:
+        """Return what the pass may touch; usually a class attribute."""
+        ...
+
+    def run(self, state: State, context: Context) -> PassResult:
+        """Return a new state and a report; never edit the given state."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """Why a target does not run a node in the wanted precision."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OpRule:
+    """One row of a target's capability table: an operator that its runtime runs on quantized data.
+
+    Attributes:
+        op_type: ONNX operator type.
+        precision: INTEGER (an integer kernel) or MOVE (data only moves; input and output share one scale).
+        weights: grids of constant operands that fuse; empty where the operator has none.
+        activations: grids of the inputs and the output that fuse.
+        output: the output must be quantized for the runtime to fuse the node.
+        runtime_op: the operator this becomes in the runtime's optimized graph.
+        needs: a named condition beyond the grids, checked by the placement pass ("" = none).
+    """
+
+    op_type: str
+    precision: Precision
+    weights: tuple[QuantSpec, ...] = ()
+    activations: tuple[QuantSpec, ...] = ()
+    output: bool = True
+    runtime_op: str = ""
+    needs: str = ""
+
+
+@runtime_checkable
+class Target(Protocol):
+    """Hardware and its runtime. Implementations are frozen dataclasses; ``profile`` is the part after ':'."""
+
+    name: ClassVar[str]
+    summary: ClassVar[str]
+    profiles: ClassVar[tuple[str, ...]]
+
+    @property
+    def full_name(self) -> str:
+        """Return the name with its profile, such as ``arm:cortex-a76``."""
+        ...
+
+    @property
+    def executes_here(self) -> bool:
+        """Return True if this machine is the target, so that its latency can be measured."""
+        ...
+
+    def rules(self) -> Sequence[OpRule]:
+        """Return the capability table."""
+        ...
+
+    def legalize(self, op_type: str, wanted: Precision, weights: QuantSpec | None) -> OpRule | Refusal:
+        """Return the rule by which a node runs in the wanted precision, or why it does not."""
+        ...
+
+    def lower_passes(self) -> tuple[str, ...]:
+        """Return the names of the passes that write a plan into a graph for this target."""
+        ...
+
+    def artifacts(self) -> tuple[str, ...]:
+        """Return the files written beside ``model.onnx``, such as ``model.ort``."""
+        ...

@@ -1,0 +1,1 @@
+"""The mathematics of uniform quantization: NumPy only, no ONNX."""

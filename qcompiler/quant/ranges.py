@@ -1,0 +1,121 @@
+"""From a histogram to the range that an activation grid covers: min-max, percentile, entropy, MSE-optimal."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qcompiler.quant.histogram import TensorStatistics
+
+Range = tuple[float, float]
+PERCENTILE = 99.99
+CANDIDATES = 96
+
+
+def minmax_range(statistics: TensorStatistics, levels: int) -> Range:
+    """Return the observed minimum and maximum."""
+    return statistics.low, statistics.high
+
+
+def percentile_range(statistics: TensorStatistics, levels: int) -> Range:
+    """Return the central range that holds ``PERCENTILE`` percent of the observed values."""
+    edges = _edges(statistics)
+    share = np.cumsum(statistics.counts) / max(int(statistics.counts.sum()), 1)
+    tail = (1.0 - PERCENTILE / 100.0) / 2.0
+    first = int(np.searchsorted(share, tail, side="right"))
+    last = int(np.searchsorted(share, 1.0 - tail, side="left"))
+    low, high = edges[first], edges[min(last + 1, len(edges) - 1)]
+    return max(float(low), statistics.low), min(float(high), statistics.high)
+
+
+def mse_range(statistics: TensorStatistics, levels: int) -> Range:
+    """Return the range with the least expected squared error of a grid with ``levels`` codes.
+
+    Expected error = clipping error of the histogram outside the range + step^2 / 12 for the values inside
+    that are not exactly zero (0 is always a code). Low and high end are searched in turn.
+    """
+    centers, weight = _centers(statistics)
+    live = 1.0 - statistics.zeros
+    low, high = min(statistics.low, 0.0), max(statistics.high, 0.0)
+
+    def error(lows: NDArray[np.float64], highs: NDArray[np.float64]) -> NDArray[np.float64]:
+        below = np.maximum(lows[:, None] - centers, 0.0)
+        above = np.maximum(centers - highs[:, None], 0.0)
+        clipped = (np.square(below) + np.square(above)) @ weight
+        step = (highs - lows) / (levels - 1)
+        return np.asarray(clipped + live * np.square(step) / 12.0)
+
+    shrink = np.linspace(1.0, 0.2, CANDIDATES)
+    best_low, best_high = low, high
+    for _ in range(2):
+        if high > 0:
+            highs = high * shrink
+            best_high = float(highs[int(np.argmin(error(np.full(CANDIDATES, best_low), highs)))])
+        if low < 0:
+            lows = low * shrink
+            best_low = float(lows[int(np.argmin(error(lows, np.full(CANDIDATES, best_high))))])
+    return best_low, best_high
+
+
+def entropy_range(statistics: TensorStatistics, levels: int) -> Range:
+    """Return the range whose quantized histogram has the least Kullback-Leibler divergence from the observed one.
+
+    Source: Migacz, "8-bit inference with TensorRT" (2017). Differs: the range shrinks towards zero from both
+    observed ends in proportion, so that one-sided activations stay one-sided.
+    """
+    centers, weight = _centers(statistics)
+    edges = _edges(statistics)
+    low, high = min(statistics.low, 0.0), max(statistics.high, 0.0)
+    best, best_divergence = (low, high), np.inf
+    for shrink in np.linspace(1.0, 0.2, CANDIDATES):
+        a, b = low * shrink, high * shrink
+        first = int(np.clip(np.searchsorted(edges, a, side="right") - 1, 0, len(centers) - 1))
+        last = int(np.clip(np.searchsorted(edges, b, side="left"), first + 1, len(centers)))
+        if last - first < levels:
+            break
+        divergence = _divergence(weight, first, last, levels)
+        if divergence < best_divergence:
+            best, best_divergence = (float(a), float(b)), divergence
+    return best
+
+
+def _divergence(weight: NDArray[np.float64], first: int, last: int, levels: int) -> float:
+    reference = weight[first:last].copy()
+    reference[0] += weight[:first].sum()
+    reference[-1] += weight[last:].sum()
+    inside = weight[first:last]
+    group = np.arange(last - first) * levels // (last - first)
+    present = inside > 0
+    total = np.bincount(group, weights=inside, minlength=levels)
+    members = np.bincount(group, weights=present.astype(np.float64), minlength=levels)
+    spread = np.where(present, (total / np.maximum(members, 1.0))[group], 0.0)
+    mass = spread.sum()
+    if mass <= 0:
+        return float("inf")
+    live = (reference > 0) & (spread > 0)
+    lost = reference[(reference > 0) & (spread <= 0)].sum()
+    p, q = reference[live], spread[live] / mass
+    # Mass that the quantized histogram cannot hold is charged at the smallest share it does hold.
+    return float(np.sum(p * np.log(p / q)) + lost * np.log(max(lost, 1e-12) / q.min()) if live.any() else np.inf)
+
+
+def _edges(statistics: TensorStatistics) -> NDArray[np.float64]:
+    return np.linspace(*statistics.grid, len(statistics.counts) + 1)
+
+
+def _centers(statistics: TensorStatistics) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    edges = _edges(statistics)
+    total = max(int(statistics.counts.sum()), 1)
+    centers = np.clip((edges[:-1] + edges[1:]) / 2.0, statistics.low, statistics.high)
+    return centers, statistics.counts / total
+
+
+RANGE_METHODS: dict[str, Callable[[TensorStatistics, int], Range]] = {
+    "minmax": minmax_range,
+    "percentile": percentile_range,
+    "entropy": entropy_range,
+    "mse": mse_range,
+}
+"""Calibration methods by name; each takes (statistics, number of codes)."""

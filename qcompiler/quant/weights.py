@@ -1,0 +1,78 @@
+"""Scales and codes of weights: per channel, with a clip search on the error the layer's inputs make of it."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qcompiler.quant.grid import SMALLEST_SCALE, Float32
+
+CLIP_RATIOS = np.linspace(1.0, 0.7, 31)
+
+
+def absmax_scale(rows: Float32, top: int) -> Float32:
+    """Return the scale that covers each row exactly.
+
+    Args:
+        rows: float32, shape (channels, weights per channel).
+        top: largest code of the symmetric grid.
+
+    Returns:
+        float32, shape (channels,). A row of zeros gets scale 1.
+    """
+    peak = np.abs(rows).max(1) if rows.shape[1] else np.zeros(len(rows), np.float32)
+    scale = np.where(peak > 0, peak / np.float32(top), np.float32(1))
+    return np.maximum(scale, np.float32(SMALLEST_SCALE)).astype(np.float32)
+
+
+def clip_search_scale(rows: Float32, importance: Float32 | None, top: int) -> Float32:
+    """Return the per-channel scale with the least weighted squared rounding and clipping error.
+
+    Every clip ratio in ``CLIP_RATIOS`` times the row's largest magnitude is tried.
+
+    Args:
+        rows: float32, shape (channels, weights per channel).
+        importance: float32, shape (weights per channel,) or (channels, weights per channel): mean square of
+            the input that each weight multiplies; None weighs all alike.
+        top: largest code of the symmetric grid.
+
+    Returns:
+        float32, shape (channels,).
+    """
+    full = absmax_scale(rows, top)
+    weight = np.float32(1) if importance is None else importance
+    best, best_error = full, np.full(len(rows), np.inf)
+    for ratio in CLIP_RATIOS:
+        scale = full * np.float32(ratio)
+        step = scale[:, None]
+        error = rows - np.clip(np.rint(rows / step), -top, top) * step
+        total = np.sum(np.square(error) * weight, axis=1, dtype=np.float64)
+        better = total < best_error * (1 - 1e-6)
+        best, best_error = np.where(better, scale, best), np.where(better, total, best_error)
+    return np.maximum(best, np.float32(SMALLEST_SCALE)).astype(np.float32)
+
+
+def as_rows(weight: Float32, axis: int) -> Float32:
+    """Return a weight with its channel axis first and the rest flattened, shape (channels, weights per channel)."""
+    return np.ascontiguousarray(np.moveaxis(weight, axis, 0)).reshape(weight.shape[axis], -1)
+
+
+def input_importance(weight_shape: tuple[int, ...], axis: int, power: NDArray[np.float64], groups: int) -> Float32:
+    """Return the mean square of the input behind each weight, in the order of ``as_rows``.
+
+    Args:
+        weight_shape: shape of a Conv weight (out, in / groups, *kernel) or a MatMul or Gemm weight (rank 2).
+        axis: channel axis of the weight.
+        power: float64, shape (input channels,): mean square of each input channel.
+        groups: groups of the convolution; 1 otherwise.
+
+    Returns:
+        float32, shape (weights per channel,) or (channels, weights per channel) for grouped convolutions.
+    """
+    if len(weight_shape) == 2:
+        return power.astype(np.float32)
+    kernel = int(np.prod(weight_shape[2:]))
+    per_group = np.repeat(power.reshape(groups, -1), kernel, axis=1).astype(np.float32)
+    if groups == 1:
+        return np.asarray(per_group[0])
+    return np.repeat(per_group, weight_shape[0] // groups, axis=0)

@@ -1,0 +1,233 @@
+"""What the user asks for: a frozen Recipe. ``recipe_file`` makes one from ``qcompile.toml`` and flags."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+from qcompiler.errors import UsageError
+
+MAX_EFFORT = 1
+METRICS = ("auto", "top1", "sqnr", "cosine")
+
+OptionValue: TypeAlias = bool | int | float | str
+
+CALLABLE = re.compile(r"^[A-Za-z_][\w.]*:[A-Za-z_][\w.]*$")
+"""The form of ``module:callable``."""
+
+
+def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise UsageError(f"{name} is {value!r}; it must be one of {', '.join(allowed)}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Floors:
+    """Limits of the gate as asked; None means the default of ``verify``.
+
+    Attributes:
+        min_sqnr_db: of every output, in dB.
+        min_agreement: share of samples (0 to 1) whose class stays the same.
+        max_drop: of the metric; percentage points for top1.
+        max_size_bytes: of the model with its external data.
+        max_latency_ratio: latency of the result divided by the original's.
+    """
+
+    min_sqnr_db: float | None = None
+    min_agreement: float | None = None
+    max_drop: float | None = None
+    max_size_bytes: int | None = None
+    max_latency_ratio: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.min_agreement is not None and not 0 <= self.min_agreement <= 1:
+            raise UsageError(
+                f"min_agreement is {self.min_agreement}; it is a share from 0 to 1, or 0% to 100%"
+            )
+        for name in ("max_drop", "max_size_bytes", "max_latency_ratio"):
+            value = getattr(self, name)
+            if value is not None and not value >= 0:
+                raise UsageError(f"{name} is {value}; it must not be negative")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImagePreprocessing:
+    """How image files become input arrays.
+
+    The steps, in order: decode to RGB, resize the shorter side to ``resize`` (or the whole image to the
+    input size if ``resize`` is 0), crop the center to ``size``, reorder channels, map 0..255 to ``range``,
+    subtract ``mean`` and divide by ``std`` (in units of ``range``), lay out.
+
+    Attributes:
+        size: (height, width) of the input; None takes the model's.
+        resize: length of the shorter side before the crop, in pixels; 0 resizes to ``size`` without a crop.
+        layout: "NCHW" or "NHWC".
+        channels: "RGB", "BGR" or "GRAY".
+        range: real values of pixel 0 and pixel 255.
+        mean / std: one value, or one for each channel in the order of ``channels``.
+    """
+
+    size: tuple[int, int] | None = None
+    resize: int = 0
+    layout: str = "NCHW"
+    channels: str = "RGB"
+    range: tuple[float, float] = (0.0, 1.0)
+    mean: tuple[float, ...] = (0.0,)
+    std: tuple[float, ...] = (1.0,)
+
+    def __post_init__(self) -> None:
+        _one_of("image.layout", self.layout, ("NCHW", "NHWC"))
+        _one_of("image.channels", self.channels, ("RGB", "BGR", "GRAY"))
+        if any(s == 0 for s in self.std):
+            raise UsageError("[image] std must not hold a 0")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MatchRule:
+    """A rule for the nodes and tensors whose name the pattern finds; the later rule wins.
+
+    Attributes:
+        pattern: a regular expression, searched in node names and in names of their constants.
+        num_bits: width of the weights, in bits; None leaves the default.
+        scheme: "auto", "static", "dynamic" or "weight_only".
+        keep_float: leave the node in float.
+    """
+
+    pattern: str
+    num_bits: int | None = None
+    scheme: str = "auto"
+    keep_float: bool = False
+
+    def __post_init__(self) -> None:
+        try:
+            re.compile(self.pattern)
+        except re.error as error:
+            raise UsageError(f'[match."{self.pattern}"]: not a regular expression: {error}') from error
+        _one_of(f'[match."{self.pattern}"] scheme', self.scheme, ("auto", "static", "dynamic", "weight_only"))
+        if self.num_bits not in (None, 8):
+            raise UsageError(
+                f'[match."{self.pattern}"]: bits = {self.num_bits}; this version writes 8-bit weights only'
+            )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recipe:
+    """Everything a compilation depends on beside the model file. Defaults are the command's defaults.
+
+    Attributes:
+        targets: target names, each ``name`` or ``name:profile``.
+        data / labels: paths, or ``module:callable`` for data; None means no data.
+        metric: "auto", "top1", "sqnr", "cosine" or ``module:function``.
+        effort: 0 is min-max without any search, 1 searches.
+        threads: threads of every measured session.
+        calibration_samples / verify_samples: upper limits.
+        passes: pass names with options, ``name{option=value}``; None takes the target's default order.
+        replay: a folder whose recorded plan is lowered again instead of a search.
+    """
+
+    targets: tuple[str, ...] = ("arm",)
+    data: str | None = None
+    labels: str | None = None
+    metric: str = "auto"
+    effort: int = 1
+    floors: Floors = Floors()
+    threads: int = 1
+    calibration_samples: int = 128
+    verify_samples: int = 128
+    passes: tuple[str, ...] | None = None
+    skip_passes: tuple[str, ...] = ()
+    dump_after: tuple[str, ...] = ()
+    seed: int = 0
+    image: ImagePreprocessing = ImagePreprocessing()
+    rules: tuple[MatchRule, ...] = ()
+    require_data: bool = False
+    allow_unchanged: bool = False
+    replay: str | None = None
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.effort <= MAX_EFFORT:
+            raise UsageError(
+                f"-O{self.effort} does no more than -O{MAX_EFFORT} in this version; use -O0 or -O1"
+            )
+        for name in ("threads", "calibration_samples", "verify_samples"):
+            if getattr(self, name) < 1:
+                raise UsageError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if not self.targets:
+            raise UsageError("no target given; see 'qcompile targets'")
+        if self.metric not in METRICS and not CALLABLE.match(self.metric):
+            raise UsageError(f"metric is {self.metric!r}; it must be {', '.join(METRICS)} or module:function")
+        for text in self.passes or ():
+            parse_passes(text)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the resolved recipe as plain JSON values."""
+        document = dataclasses.asdict(self)
+        document["rules"] = [dataclasses.asdict(r) for r in self.rules]
+        return document
+
+
+@dataclass(frozen=True, slots=True)
+class PassRequest:
+    """A pass as asked for: its name and the options that differ from its defaults."""
+
+    name: str
+    options: Mapping[str, OptionValue] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        """Return the text that ``parse_passes`` reads as this request."""
+        options = ",".join(f"{name}={_option_text(value)}" for name, value in self.options.items())
+        return f"{self.name}{{{options}}}" if options else self.name
+
+
+def parse_passes(text: str) -> tuple[PassRequest, ...]:
+    """Return the passes of a list such as ``fold-batchnorm,calibrate{method=mse,bins=2048}``.
+
+    Values are read as true/false, integers or floats where they look like one, else as text.
+
+    Raises:
+        UsageError: the text does not follow that form, or names an option twice.
+    """
+    item = re.compile(r"\s*([a-z][a-z0-9-]*)\s*(?:\{([^{}]*)\}\s*)?(?:,|$)")
+    requests: list[PassRequest] = []
+    position = 0
+    while position < len(text):
+        found = item.match(text, position)
+        if not found:
+            raise UsageError(
+                f"cannot read the pass list {text!r} at {text[position:]!r}; write name,name{{option=value}}"
+            )
+        requests.append(PassRequest(found[1], _parse_options(found[1], found[2] or "")))
+        position = found.end()
+    if not requests or text.rstrip().endswith(","):
+        raise UsageError(f"a pass name is missing in {text!r}; write name,name{{option=value}}")
+    return tuple(requests)
+
+
+def _parse_options(name: str, text: str) -> dict[str, OptionValue]:
+    options: dict[str, OptionValue] = {}
+    for part in filter(None, (part.strip() for part in text.split(","))):
+        key, equals, value = (piece.strip() for piece in part.partition("="))
+        if not equals or not key.isidentifier() or not value:
+            raise UsageError(f"cannot read option {part!r} of pass {name!r}; write option=value")
+        if key in options:
+            raise UsageError(f"option {key!r} of pass {name!r} is given twice; give it once")
+        options[key] = _option_value(value)
+    return options
+
+
+def _option_value(text: str) -> OptionValue:
+    if text in ("true", "false"):
+        return text == "true"
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
+
+
+def _option_text(value: OptionValue) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)

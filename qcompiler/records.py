@@ -1,0 +1,280 @@
+"""What happened, as data: pass reports, layer reports, latency profiles, verdicts. Rendering is in ``report``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """One named figure with its unit."""
+
+    name: str
+    value: float
+    unit: str
+
+
+@dataclass(frozen=True, slots=True)
+class Skip:
+    """A tensor or node that a pass left alone, and why."""
+
+    tensor: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PassReport:
+    """What one pass did."""
+
+    name: str
+    changed: bool
+    options: Mapping[str, Any] = field(default_factory=dict)
+    metrics: tuple[Metric, ...] = ()
+    skipped: tuple[Skip, ...] = ()
+    notes: tuple[str, ...] = ()
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LatencyProfile:
+    """Latency of one model, measured on real hardware. An estimate is another type, never this one."""
+
+    min_ms: float
+    median_ms: float
+    p90_ms: float
+    runs: int
+    warmup: int
+    threads: int
+    machine: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LatencyComparison:
+    """Original and result, interleaved in one process.
+
+    ``spread`` is the half-width of the middle 80 % of the per-block ratios of minima.
+    """
+
+    original: LatencyProfile
+    result: LatencyProfile
+    ratio_min: float
+    ratio_median: float
+    spread: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OutputComparison:
+    """One output of the result against the same output of the original.
+
+    Attributes:
+        sqnr_db: 10 log10(signal power / error power) over all samples; None when both are identical.
+        cosine: cosine similarity over all samples.
+        max_abs: largest absolute difference.
+        agreement: share of samples (0 to 1) with the same argmax; None where the output is not class scores.
+    """
+
+    name: str
+    samples: int
+    sqnr_db: float | None
+    cosine: float
+    max_abs: float
+    agreement: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MetricComparison:
+    """The user's metric on original and result, on the same rows.
+
+    For top1, values are percent; ``lost`` and ``gained`` count samples whose answer became wrong or right.
+    """
+
+    name: str
+    original: float
+    result: float
+    samples: int
+    lost: int | None = None
+    gained: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Floor:
+    """One limit of the gate. ``reached`` is None where it could not be measured; then ``held`` is None too."""
+
+    name: str
+    limit: float
+    unit: str
+    direction: Literal["at least", "at most"]
+    asked_by: Literal["user", "default"]
+    reached: float | None = None
+    held: bool | None = None
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IntegerShare:
+    """What really runs in integers, read from the runtime's own optimized graph."""
+
+    compute_nodes: int
+    integer_nodes: int
+    macs: int
+    integer_macs: int
+    float_nodes: tuple[str, ...] = ()
+    runtime_ops: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerReport:
+    """Everything the report says about one node of the original graph.
+
+    Attributes:
+        sqnr_db: quality of this node's output in the compiled model against the original, in dB.
+        added_db: noise this layer adds, as the SQNR it would leave if it alone were quantized; where measured.
+        cause: the main reason for the error ("range outlier", "saturation", ...), or "".
+        bytes_before / bytes_after: of this node's constants.
+    """
+
+    name: str
+    op_type: str
+    output: str
+    precision: str
+    runs_integer: bool | None
+    decided_by: tuple[str, ...]
+    reason: str
+    bytes_before: int
+    bytes_after: int
+    sqnr_db: float | None = None
+    weight_db: float | None = None
+    clip: tuple[float, float] | None = None
+    observed: tuple[float, float] | None = None
+    cause: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerTime:
+    """Where the time goes: one original node, before and after, in microseconds per run."""
+
+    name: str
+    op_type: str
+    before_us: float | None
+    after_us: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TensorHistogram:
+    """A coarse histogram of one activation for the report, with the clip range that was chosen."""
+
+    name: str
+    low: float
+    high: float
+    counts: tuple[int, ...]
+    clip: tuple[float, float] | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RepairStep:
+    """One attempt of the repair loop."""
+
+    action: str
+    layers: tuple[str, ...]
+    outcome: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict:
+    """What the gate found on the written file."""
+
+    loaded: bool
+    data: Literal["held-out samples", "synthetic inputs"]
+    samples: int
+    outputs: tuple[OutputComparison, ...] = ()
+    metric: MetricComparison | None = None
+    floors: tuple[Floor, ...] = ()
+    integer: IntegerShare | None = None
+    file_bytes: Mapping[str, int] = field(default_factory=dict)
+    latency: LatencyComparison | None = None
+    latency_unavailable: str = ""
+    memory_bytes: Mapping[str, int] = field(default_factory=dict)
+    executed_on: str = ""
+    notes: tuple[str, ...] = ()
+    failure: str = ""
+    """Why the file could not be loaded or run at all; "" if it could."""
+
+    @property
+    def accuracy_verified(self) -> bool:
+        """True if real samples that calibration never saw were compared."""
+        return self.loaded and self.data == "held-out samples"
+
+    @property
+    def held(self) -> bool:
+        """True if the file loads and runs and no floor is missed."""
+        return self.loaded and not self.failure and all(f.held is not False for f in self.floors)
+
+    @property
+    def missed(self) -> tuple[Floor, ...]:
+        """The floors that were missed."""
+        return tuple(f for f in self.floors if f.held is False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelFacts:
+    """The original model, as the report states it."""
+
+    file_name: str
+    sha256: str
+    file_bytes: int
+    opset: int
+    ir_version: int
+    producer: str
+    nodes: int
+    parameters: int
+    inputs: tuple[tuple[str, str, tuple[str, ...]], ...]
+    """(name, dtype, dimensions) of every input; an unknown dimension is its symbol or "?"."""
+    outputs: tuple[tuple[str, str, tuple[str, ...]], ...]
+    already_quantized: bool = False
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DataFacts:
+    """Which samples did what. Index lists are disjoint."""
+
+    source: str
+    fingerprint: str
+    samples: int
+    calibration: tuple[int, ...]
+    acceptance: tuple[int, ...]
+    verification: tuple[int, ...]
+    labels: str = ""
+    preprocessing: str = ""
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CompileReport:
+    """Everything one compilation for one target found out; ``report`` turns it into JSON, text and HTML.
+
+    Whatever differs between two runs of the same inputs, seed and versions (times, memory, machine) is in
+    ``LatencyProfile``, ``LayerTime``, ``memory_bytes``, ``seconds`` and ``machine``; the JSON keeps all of
+    that under one key, ``measured``.
+    """
+
+    versions: Mapping[str, str]
+    command: tuple[str, ...]
+    recipe: Mapping[str, Any]
+    target: str
+    target_summary: str
+    model: ModelFacts
+    data: DataFacts | None
+    passes: tuple[PassReport, ...]
+    layers: tuple[LayerReport, ...]
+    histograms: tuple[TensorHistogram, ...]
+    repairs: tuple[RepairStep, ...]
+    verdict: Verdict
+    choices: Mapping[str, str]
+    card: Mapping[str, str]
+    """The quantization card: field name -> answer, in the order of the card."""
+    layer_times: tuple[LayerTime, ...] = ()
+    stage_seconds: Mapping[str, float] = field(default_factory=dict)
+    machine: str = ""

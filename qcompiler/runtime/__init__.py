@@ -1,0 +1,1 @@
+"""Running models: sessions, activation capture, the child process of the gate, latency."""

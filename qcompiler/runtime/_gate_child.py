@@ -1,0 +1,219 @@
+"""Runs an original and a compiled model for the gate, in a process of its own: a crash here is a finding.
+
+Usage: ``python _gate_child.py JOB.json``; prints one JSON object per finished stage. It stands alone, so that
+it starts in a fraction of a second and measures the runtime and nothing else.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+
+WARMUP_RUNS = 2
+PROFILE_RUNS = 10
+BLOCK_SECONDS = 0.02
+MIN_BLOCKS = 5
+PAGE_BYTES = 4096
+
+
+def say(stage: str, **findings: Any) -> None:  # noqa: ANN401 - JSON values
+    """Print what one stage found."""
+    print(json.dumps({"stage": stage, **findings}), flush=True)
+
+
+def open_session(path: str, job: dict[str, Any], optimized: str = "", profile: str = "") -> Any:  # noqa: ANN401
+    """Open a session as the deployed application would: all optimizations, fixed threads."""
+    options = ort.SessionOptions()
+    if profile:
+        options.enable_profiling = True
+        options.profile_file_prefix = profile
+    options.intra_op_num_threads = job["threads"]
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 4
+    if optimized:
+        options.optimized_model_filepath = optimized
+    return ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+
+
+def resident_bytes() -> int:
+    """Return the resident memory of this process, 0 where the system does not tell."""
+    try:
+        return int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1]) * PAGE_BYTES
+    except OSError:
+        return 0
+
+
+class Comparison:
+    """Running sums over one output of both models."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.signal = self.error = self.dot = self.own = self.max_abs = 0.0
+        self.samples = 0
+        self.same = True
+        self.answers: tuple[list[int], list[int]] = ([], [])
+        self.problem = ""
+
+    def add(self, expected: Any, found: Any) -> None:  # noqa: ANN401 - tensors, sequences, strings
+        """Take in one sample."""
+        self.samples += 1
+        if not isinstance(expected, np.ndarray) or expected.dtype.kind not in "fiub":
+            self.same = self.same and _equal(expected, found)
+            return
+        if expected.shape != found.shape:
+            self.problem = f"shape {found.shape} instead of {expected.shape}"
+            return
+        a, b = expected.astype(np.float64).ravel(), found.astype(np.float64).ravel()
+        finite = np.isfinite(a)
+        if not np.isfinite(b[finite]).all():
+            self.problem = "NaN or infinity where the original is finite"
+            return
+        a, b = a[finite], b[finite]
+        self.same = self.same and bool(np.array_equal(a, b))
+        self.signal += float(a @ a)
+        self.own += float(b @ b)
+        self.dot += float(a @ b)
+        self.error += float(np.sum((a - b) ** 2))
+        self.max_abs = max(self.max_abs, float(np.abs(a - b).max(initial=0.0)))
+        if expected.ndim == 2 and expected.shape[1] > 1 and expected.dtype.kind == "f":
+            self.answers[0].extend(int(i) for i in expected.argmax(1))
+            self.answers[1].extend(int(i) for i in found.argmax(1))
+
+    def result(self) -> dict[str, Any]:
+        """Return the sums as JSON values."""
+        return {
+            "name": self.name,
+            "signal": self.signal,
+            "error": self.error,
+            "dot": self.dot,
+            "own": self.own,
+            "max_abs": self.max_abs,
+            "samples": self.samples,
+            "same": self.same,
+            "answers": self.answers,
+            "problem": self.problem,
+        }
+
+
+def _equal(expected: Any, found: Any) -> bool:  # noqa: ANN401
+    if isinstance(expected, np.ndarray):
+        return bool(isinstance(found, np.ndarray) and np.array_equal(expected, found))
+    if isinstance(expected, list):
+        return len(expected) == len(found) and all(_equal(x, y) for x, y in zip(expected, found, strict=True))
+    return bool(expected == found)
+
+
+def read_sample(folder: str, index: int) -> dict[str, Any]:
+    """Return the feeds of one sample; only this package's own parent process writes these files."""
+    with np.load(Path(folder) / f"{index:05d}.npz", allow_pickle=False) as archive:
+        return {k: archive[k].astype(object) if archive[k].dtype.kind == "U" else archive[k] for k in archive.files}
+
+
+def compare(original: Any, result: Any, job: dict[str, Any]) -> None:  # noqa: ANN401
+    """Run all samples through both models and report the sums of every output."""
+    outputs = [Comparison(o.name) for o in original.get_outputs()]
+    kept: dict[str, Any] = {}
+    for index in range(job["count"]):
+        feeds = read_sample(job["samples"], index)
+        expected, found = original.run(None, feeds), result.run(None, feeds)
+        for output, a, b in zip(outputs, expected, found, strict=True):
+            output.add(a, b)
+            if job["save_outputs"]:
+                kept[f"original/{index:05d}/{output.name}"] = a
+                kept[f"result/{index:05d}/{output.name}"] = b
+    if job["save_outputs"]:
+        np.savez(job["save_outputs"], **kept)
+    say("compare", outputs=[o.result() for o in outputs])
+
+
+def save_outputs(session: Any, job: dict[str, Any], kind: str) -> None:  # noqa: ANN401
+    """Run all samples through one model and keep its outputs, for models that do not fit in memory together."""
+    names = [o.name for o in session.get_outputs()]
+    for index in range(job["count"]):
+        values = session.run(None, read_sample(job["samples"], index))
+        np.savez(Path(job["samples"]) / f"{kind}-{index:05d}.npz", **dict(zip(names, values, strict=True)))
+    say("outputs", names=names)
+
+
+def timed(session: Any, feeds: dict[str, Any], runs: int) -> list[float]:  # noqa: ANN401
+    """Return the milliseconds of each of ``runs`` runs."""
+    found = []
+    for _ in range(runs):
+        start = time.perf_counter()
+        session.run(None, feeds)
+        found.append((time.perf_counter() - start) * 1e3)
+    return found
+
+
+def latency(sessions: list[Any], job: dict[str, Any]) -> None:
+    """Time the sessions in alternating blocks, so that both see the same disturbances."""
+    feeds = read_sample(job["samples"], 0)
+    once = max(max(timed(s, feeds, WARMUP_RUNS)) for s in sessions) / 1e3
+    runs = max(1, int(BLOCK_SECONDS / max(once, 1e-6)))
+    deadline = time.perf_counter() + job["latency_seconds"]
+    blocks: list[list[list[float]]] = []
+    while len(blocks) < MIN_BLOCKS or time.perf_counter() < deadline:
+        order = range(len(sessions)) if len(blocks) % 2 == 0 else reversed(range(len(sessions)))
+        block: list[list[float]] = [[] for _ in sessions]
+        for which in order:
+            block[which] = timed(sessions[which], feeds, runs)
+        blocks.append(block)
+    say("latency", blocks=blocks, warmup=WARMUP_RUNS)
+
+
+def profile(job: dict[str, Any]) -> None:
+    """Report the mean microseconds of every node of both models; shares are what these are good for."""
+    found: dict[str, list[list[Any]]] = {}
+    feeds = read_sample(job["samples"], 0)
+    for kind in ("original", "result"):
+        session = open_session(job[kind], job, profile=str(Path(job["samples"]) / kind))
+        for _ in range(PROFILE_RUNS):
+            session.run(None, feeds)
+        events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
+        totals: dict[tuple[str, str], float] = {}
+        for event in events:
+            if event.get("cat") == "Node" and event["name"].endswith("_kernel_time"):
+                key = (event["name"].removesuffix("_kernel_time"), event["args"].get("op_name", ""))
+                totals[key] = totals.get(key, 0.0) + event["dur"] / PROFILE_RUNS
+        found[kind] = [[name, op, us] for (name, op), us in totals.items()]
+    say("profile", nodes=found)
+
+
+def main() -> None:
+    """Run the stages of the job in order."""
+    job = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
+    ort.set_default_logger_severity(4)
+    sessions, memory, seconds = {}, {}, {}
+    for kind in ("original", "result"):
+        if not job.get(kind):
+            continue
+        before, start = resident_bytes(), time.perf_counter()
+        sessions[kind] = open_session(job[kind], job, (job.get("optimized") or "") if kind == "result" else "")
+        seconds[kind] = time.perf_counter() - start
+        if job["count"]:
+            sessions[kind].run(None, read_sample(job["samples"], 0))
+        memory[kind] = max(resident_bytes() - before, 0)
+    say("load", memory=memory, seconds=seconds)
+    if "compare" in job["stages"]:
+        compare(sessions["original"], sessions["result"], job)
+    for kind, session in sessions.items():
+        if "outputs" in job["stages"]:
+            save_outputs(session, job, kind)
+    if "latency" in job["stages"]:
+        latency(list(sessions.values()), job)
+    if "profile" in job["stages"]:
+        profile(job)
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except Exception as failure:
+        say("failed", reason=" ".join(str(failure).split()) or type(failure).__name__)
+        sys.exit(1)

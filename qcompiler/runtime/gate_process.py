@@ -1,0 +1,174 @@
+"""Starting the gate's child process, and reading what it found as typed records."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from qcompiler.data import Dataset
+from qcompiler.quant.grid import power_ratio_db
+from qcompiler.records import LatencyComparison, LatencyProfile, OutputComparison
+from qcompiler.runtime.machine import machine_name
+
+_CHILD = Path(__file__).with_name("_gate_child.py")
+TIMEOUT_S = 3600.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GateJob:
+    """What the child is to run.
+
+    Attributes:
+        original / result: model files; None leaves one out.
+        samples: folder of samples written by ``write_samples``.
+        count: number of samples.
+        stages: of "compare", "outputs", "latency" and "profile", in this order.
+        latency_seconds: time for the latency stage.
+        optimized: where to save the graph that really runs.
+        save_outputs: file for the outputs of both models, for a user's metric.
+    """
+
+    original: Path | None
+    result: Path | None
+    samples: Path
+    count: int
+    threads: int
+    stages: tuple[str, ...]
+    latency_seconds: float = 1.0
+    optimized: Path | None = None
+    save_outputs: Path | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GateFindings:
+    """What the child found; ``failure`` is "" if it got to the end."""
+
+    outputs: tuple[dict[str, Any], ...] = ()
+    blocks: tuple[Any, ...] = ()
+    warmup: int = 0
+    memory: dict[str, int] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+    nodes: dict[str, list[tuple[str, str, float]]] = field(default_factory=dict)
+    """"original" and "result" -> (name in the runtime's graph, operator, microseconds) of every node."""
+    loaded: bool = False
+    failure: str = ""
+
+
+def write_samples(samples: Dataset, folder: Path) -> int:
+    """Write samples where the child reads them, one file each, and return how many."""
+    for index in range(len(samples)):
+        feeds = {k: v.astype(str) if v.dtype == object else v for k, v in samples[index].items()}
+        np.savez(folder / f"{index:05d}.npz", **feeds)  # type: ignore[arg-type]
+    return len(samples)
+
+
+def run_gate(job: GateJob, folder: Path) -> GateFindings:
+    """Run a job in a child process and return what it found, a crash included.
+
+    Args:
+        job: what to run.
+        folder: for the job file.
+    """
+    document = {
+        "original": str(job.original) if job.original else None,
+        "result": str(job.result) if job.result else None,
+        "samples": str(job.samples),
+        "count": job.count,
+        "threads": job.threads,
+        "stages": list(job.stages),
+        "latency_seconds": job.latency_seconds,
+        "optimized": str(job.optimized) if job.optimized else None,
+        "save_outputs": str(job.save_outputs) if job.save_outputs else None,
+    }
+    path = folder / "job.json"
+    path.write_text(json.dumps(document), encoding="utf-8")
+    try:
+        child = subprocess.run(
+            [sys.executable, "-P", str(_CHILD), str(path)], capture_output=True, timeout=TIMEOUT_S, check=False
+        )
+    except subprocess.TimeoutExpired:
+        return GateFindings(failure=f"the model did not finish within {TIMEOUT_S:.0f} s")
+    return _read(child.stdout.decode("utf-8", "replace"), child.returncode)
+
+
+def _read(text: str, code: int) -> GateFindings:
+    stages: dict[str, dict[str, Any]] = {}
+    for line in text.splitlines():
+        try:
+            entry = json.loads(line)
+        except ValueError:
+            continue
+        stages[entry["stage"]] = entry
+    failure = ""
+    if "failed" in stages:
+        failure = str(stages["failed"]["reason"])[:400]
+    elif code < 0:
+        failure = f"the runtime crashed with signal {-code}"
+    elif code:
+        failure = f"the runtime ended with exit code {code}"
+    load = stages.get("load", {})
+    return GateFindings(
+        outputs=tuple(stages.get("compare", {}).get("outputs", ())),
+        blocks=tuple(stages.get("latency", {}).get("blocks", ())),
+        warmup=int(stages.get("latency", {}).get("warmup", 0)),
+        memory={k: int(v) for k, v in load.get("memory", {}).items()},
+        seconds={k: float(v) for k, v in load.get("seconds", {}).items()},
+        nodes={k: [(n, op, us) for n, op, us in v] for k, v in stages.get("profile", {}).get("nodes", {}).items()},
+        loaded=bool(load),
+        failure=failure,
+    )
+
+
+def output_comparison(found: dict[str, Any], *, classes: bool) -> OutputComparison:
+    """Return one output's comparison from the child's sums.
+
+    Args:
+        found: what the child reported of the output.
+        classes: the output holds class scores, so that the argmax means something.
+    """
+    expected, answered = found["answers"]
+    agreement = float(np.mean(np.equal(expected, answered))) if classes and expected else None
+    norm = float(np.sqrt(found["signal"] * found["own"]))
+    different = not found["same"] and found["signal"] == 0.0 and found["error"] == 0.0
+    return OutputComparison(
+        name=found["name"],
+        samples=int(found["samples"]),
+        sqnr_db=-200.0 if different else power_ratio_db(found["signal"], found["error"]),
+        cosine=float(found["dot"] / norm) if norm > 0 else float(found["same"]),
+        max_abs=float(found["max_abs"]),
+        agreement=agreement,
+    )
+
+
+def latency_comparison(blocks: Sequence[Any], *, warmup: int, threads: int) -> LatencyComparison:
+    """Return the latency of the original and the result from interleaved blocks of run times in ms."""
+    first, second = ([t for block in blocks for t in block[which]] for which in (0, 1))
+    ratios = sorted(min(block[1]) / min(block[0]) for block in blocks)
+    low, high = np.quantile(ratios, [0.1, 0.9])
+    return LatencyComparison(
+        original=latency_profile(first, warmup=warmup, threads=threads),
+        result=latency_profile(second, warmup=warmup, threads=threads),
+        ratio_min=min(second) / min(first),
+        ratio_median=float(np.median(second) / np.median(first)),
+        spread=float(high - low) / 2.0,
+    )
+
+
+def latency_profile(times_ms: Sequence[float], *, warmup: int, threads: int) -> LatencyProfile:
+    """Return the profile of measured run times in ms."""
+    return LatencyProfile(
+        min_ms=min(times_ms),
+        median_ms=float(np.median(times_ms)),
+        p90_ms=float(np.quantile(times_ms, 0.9)),
+        runs=len(times_ms),
+        warmup=warmup,
+        threads=threads,
+        machine=machine_name(),
+    )

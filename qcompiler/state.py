@@ -1,0 +1,87 @@
+"""What flows through the passes: an immutable state, the facts known about it, and the context around it."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from qcompiler.plan import CompressionPlan
+from qcompiler.quant.histogram import TensorStatistics
+from qcompiler.recipe import Recipe
+
+if TYPE_CHECKING:
+    from qcompiler.data import Dataset
+    from qcompiler.protocols import Target
+
+
+class Fact(enum.StrEnum):
+    """Something that is known to hold for a state; passes declare which they need, make and destroy."""
+
+    MOMENTS = "moments"
+    """Per-channel mean and deviation of some activations are known from BatchNorm statistics."""
+    PLACEMENT = "placement"
+    """Every node has a NodePlan and the values to be quantized are known."""
+    STATISTICS = "statistics"
+    """Activations have been observed on calibration data."""
+    RANGES = "ranges"
+    """Every activation that is to be quantized has a scale."""
+    WEIGHT_SCALES = "weight_scales"
+    """Every weight that is to be quantized has a scale."""
+    LOWERED = "lowered"
+    """The plan is written into the graph."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ChannelMoments:
+    """Mean and standard deviation of one activation per channel (axis 1), float64 arrays of shape (channels,)."""
+
+    mean: NDArray[np.float64]
+    std: NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class State:
+    """The model, the decisions taken so far and what is known. Never edited, always replaced."""
+
+    model: ir.Model
+    plan: CompressionPlan
+    statistics: Mapping[str, TensorStatistics] = field(default_factory=dict)
+    moments: Mapping[str, ChannelMoments] = field(default_factory=dict)
+    facts: frozenset[Fact] = frozenset()
+
+
+Progress = Callable[[str, int, int], None]
+"""Called as ``progress(what, done, total)`` by long loops."""
+
+
+def no_progress(what: str, done: int, total: int) -> None:
+    """Ignore progress."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Context:
+    """What a pass may look at beside the state.
+
+    Attributes:
+        target: the hardware and runtime that is compiled for.
+        recipe: what the user asked.
+        calibration: samples to calibrate on; None without data.
+        acceptance: samples to accept a search result on, disjoint from ``calibration`` and from the
+            samples the gate verifies with; None without data.
+        trial: returns the SQNR in dB that a state would reach on the acceptance samples if it were finished
+            now; None without data or where no search is wanted.
+        progress: to be told how far a long loop has come.
+    """
+
+    target: Target
+    recipe: Recipe
+    calibration: Dataset | None = None
+    acceptance: Dataset | None = None
+    trial: Callable[[State], float] | None = None
+    progress: Progress = no_progress

@@ -1,0 +1,122 @@
+"""Trial runs: how good would the result be if this state were finished now? Searches decide by the answer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from qcompiler.data import Dataset, Subset
+from qcompiler.model.save import to_proto
+from qcompiler.pipeline import Pipeline
+from qcompiler.protocols import Target
+from qcompiler.quant.grid import power_ratio_db
+from qcompiler.registry import make_pass
+from qcompiler.runtime.capture import Executor, stream
+from qcompiler.runtime.sessions import open_session
+from qcompiler.state import Context, Fact, State
+
+FINISHING: tuple[tuple[Fact, str], ...] = (
+    (Fact.PLACEMENT, "place"),
+    (Fact.STATISTICS, "observe"),
+    (Fact.RANGES, "calibrate{method=mse}"),
+    (Fact.WEIGHT_SCALES, "scale-weights{search=false}"),
+)
+"""What is run, in order, for every fact that a state lacks."""
+
+OBSERVED = 16
+"""Samples observed in a trial that has no statistics yet."""
+
+
+class Trial:
+    """Finishes a state in the plainest way, runs it on acceptance samples, and compares with the float model.
+
+    Args:
+        reference: the float model.
+        target: whose lowering passes write the trial model.
+        acceptance: samples that the search may look at; the gate's samples are others.
+        context: of the compilation; its recipe and calibration samples are used.
+    """
+
+    def __init__(self, reference: ir.Model, target: Target, acceptance: Dataset, context: Context) -> None:
+        self._samples, self._target = acceptance, target
+        self._names = [v.name or "" for v in reference.graph.outputs]
+        threads = context.recipe.threads
+        self._expected = [
+            {n: np.asarray(v) for n, v in values.items()}
+            for values in stream(reference, self._names, acceptance, threads=threads)
+        ]
+        few = context.calibration
+        if few is not None and len(few) > OBSERVED:
+            few = Subset(few, range(0, len(few), len(few) // OBSERVED)[:OBSERVED])
+        self._context = replace(context, calibration=few, trial=None, progress=_quiet)
+        self.runs = 0
+
+    def lowered(self, state: State) -> ir.Model:
+        """Return the state's model with the plan written into it, completed where facts are missing."""
+        names = [name for fact, name in FINISHING if fact not in state.facts]
+        names += ["correct-bias", *self._target.lower_passes()]
+        steps = Pipeline(tuple(make_pass(n) for n in names), check=False)
+        return steps.run(state, self._context)[0].model
+
+    def __call__(self, state: State) -> float:
+        """Return the SQNR of the finished state on the acceptance samples, in dB, over all float outputs.
+
+        Outputs count alike: the mean of their error-to-signal ratios is what is returned.
+        """
+        self.runs += 1
+        model = to_proto(self.lowered(state)).SerializeToString()
+        session = open_session(model, threads=self._context.recipe.threads)
+        signal, error = np.zeros(len(self._names)), np.zeros(len(self._names))
+        for index, expected in enumerate(self._expected):
+            found = session.run(self._names, self._samples[index])
+            for which, name in enumerate(self._names):
+                if expected[name].dtype.kind != "f":
+                    continue
+                a, b = _finite(expected[name], found[which])
+                signal[which] += float(a @ a)
+                error[which] += float(np.sum((a - b) ** 2))
+        live = signal > 0
+        ratio = float(np.mean(error[live] / signal[live])) if live.any() else 0.0
+        level = power_ratio_db(1.0, ratio)
+        return 200.0 if level is None else level
+
+
+def layer_levels(
+    reference: ir.Model, lowered: ir.Model, names: Sequence[str], samples: Dataset, threads: int
+) -> dict[str, float]:
+    """Return the SQNR of inner values of the compiled model against the float model, in dB.
+
+    Args:
+        reference: the float model that was lowered.
+        lowered: the same model with the plan written into it.
+        names: values of ``reference`` that are quantized in ``lowered``.
+        samples: a few samples.
+        threads: of both sessions.
+    """
+    there = {v.name for n in lowered.graph for v in n.outputs}
+    pairs = {n: (f"{n}_dq" if f"{n}_dq" in there else n) for n in names if f"{n}_dq" in there or n in there}
+    first, second = Executor(reference, list(pairs), threads), Executor(lowered, list(pairs.values()), threads)
+    signal, error = dict.fromkeys(pairs, 0.0), dict.fromkeys(pairs, 0.0)
+    for index in range(len(samples)):
+        expected, found = first.run(samples[index]), second.run(samples[index])
+        for name, inner in pairs.items():
+            a, b = _finite(np.asarray(expected[name]), np.asarray(found[inner]))
+            signal[name] += float(a @ a)
+            error[name] += float(np.sum((a - b) ** 2))
+    levels = {n: power_ratio_db(signal[n], error[n]) for n in pairs}
+    return {n: v for n, v in levels.items() if v is not None}
+
+
+def _finite(
+    expected: NDArray[np.floating], found: NDArray[np.floating]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    keep = np.isfinite(expected)
+    return expected[keep].astype(np.float64), found[keep].astype(np.float64)
+
+
+def _quiet(what: str, done: int, total: int) -> None:
+    """Say nothing: trials are steps of another loop."""

@@ -1,0 +1,9 @@
+"""The built-in targets: name -> where to load it from. Nothing is imported here."""
+
+from __future__ import annotations
+
+TARGETS: dict[str, str] = {
+    "arm": "qcompiler.targets.arm:Arm",
+    "x86": "qcompiler.targets.x86:X86",
+    "reference": "qcompiler.targets.reference:Reference",
+}

@@ -1,0 +1,73 @@
+"""64-bit ARM processors, ONNX Runtime's CPU provider, with an ``.ort`` file for mobile builds."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+from qcompiler.errors import UsageError
+from qcompiler.plan import Precision, QuantSpec
+from qcompiler.protocols import OpRule, Refusal
+from qcompiler.runtime.ort_cpu import ORT_CPU_RULES, find_rule
+
+DEFAULT_PROFILE = "cortex-a76"
+
+PROFILES: dict[str, str] = {
+    "cortex-a53": "in-order, no dot product (Raspberry Pi 3, older phones)",
+    "cortex-a72": "out-of-order, no dot product (Raspberry Pi 4)",
+    "cortex-a76": "dot product instructions (Raspberry Pi 5, phones since 2019)",
+    "i8mm": "8-bit matrix instructions (ARMv8.6 and newer)",
+}
+"""Profile -> what it stands for."""
+
+WITHOUT_DOT_PRODUCT = frozenset({"cortex-a53", "cortex-a72"})
+
+
+def _narrow_conv_in_float(rule: OpRule) -> OpRule:
+    return replace(rule, needs="8 input channels") if rule.op_type == "Conv" else rule
+
+
+NARROW_RULES = tuple(_narrow_conv_in_float(r) for r in ORT_CPU_RULES)
+"""Without dot products, a convolution of few input channels takes more instructions in integers than in float."""
+
+
+@dataclass(frozen=True)
+class Arm:
+    """8-bit QDQ with unsigned activations and per-channel signed weights, and the same model as ``.ort``."""
+
+    name: ClassVar[str] = "arm"
+    summary: ClassVar[str] = "64-bit ARM, ONNX Runtime CPU, u8 activations, s8 weights per channel, model.ort"
+    profiles: ClassVar[tuple[str, ...]] = tuple(PROFILES)
+    profile: str = DEFAULT_PROFILE
+
+    def __post_init__(self) -> None:
+        if self.profile not in PROFILES:
+            raise UsageError(f"target 'arm' has no profile '{self.profile}'; it has {', '.join(PROFILES)}")
+
+    @property
+    def full_name(self) -> str:
+        """Return ``arm:`` and the profile."""
+        return f"{self.name}:{self.profile}"
+
+    @property
+    def executes_here(self) -> bool:
+        """Return True on a 64-bit ARM machine."""
+        return platform.machine().lower() in ("aarch64", "arm64")
+
+    def rules(self) -> Sequence[OpRule]:
+        """Return the capability table of ONNX Runtime's CPU provider, as far as it pays on this profile."""
+        return NARROW_RULES if self.profile in WITHOUT_DOT_PRODUCT else ORT_CPU_RULES
+
+    def legalize(self, op_type: str, wanted: Precision, weights: QuantSpec | None) -> OpRule | Refusal:
+        """Return the rule by which a node runs, or why it does not."""
+        return find_rule(tuple(self.rules()), op_type, wanted, weights)
+
+    def lower_passes(self) -> tuple[str, ...]:
+        """Return the passes that write a plan for ONNX Runtime."""
+        return ("insert-qdq", "pack-weights")
+
+    def artifacts(self) -> tuple[str, ...]:
+        """Return the ``.ort`` file of mobile builds."""
+        return ("model.ort",)

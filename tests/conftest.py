@@ -1,0 +1,19 @@
+"""Fixtures for every test."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+SHARED_DATA = Path(os.environ.get("QCOMPILER_DATA", ROOT.parent / "shared" / "data")).resolve()
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Return the folder of real models and labeled data; skip the test where there is none."""
+    if not (SHARED_DATA / "models").is_dir():
+        pytest.skip(f"no shared data in {SHARED_DATA}; set QCOMPILER_DATA")
+    return SHARED_DATA

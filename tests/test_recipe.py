@@ -1,0 +1,159 @@
+"""Recipes: from TOML and flags, and what is refused."""
+
+import pytest
+
+from qcompiler.errors import UsageError
+from qcompiler.recipe import Floors, PassRequest, Recipe, parse_passes
+from qcompiler.recipe_file import load_recipe, parse_share, parse_size
+
+FILE = """
+targets = ["arm:cortex-a72", "x86"]
+data = "samples.npz"
+metric = "top1"
+effort = 0
+passes = "fold-batch-norm,calibrate{method=mse,bins=2048}"
+seed = 7
+
+[floors]
+min_sqnr = 30
+min_agreement = "97%"
+max_size = "1.2MB"
+
+[image]
+size = [224, 192]
+resize = 256
+mean = [0.485, 0.456, 0.406]
+std = 0.5
+
+[match."conv"]
+bits = 8
+[match."conv1|head"]
+keep_float = true
+[match."a"]
+scheme = "weight_only"
+"""
+
+
+@pytest.fixture
+def file(tmp_path):
+    path = tmp_path / "qcompile.toml"
+    path.write_text(FILE)
+    return path
+
+
+def test_every_part_of_a_file(file):
+    recipe = load_recipe(file, {})
+    assert recipe.targets == ("arm:cortex-a72", "x86")
+    assert recipe.data == str(file.parent / "samples.npz")
+    assert (recipe.metric, recipe.effort, recipe.seed) == ("top1", 0, 7)
+    assert recipe.passes == ("fold-batch-norm", "calibrate{method=mse,bins=2048}")
+    assert recipe.floors == Floors(min_sqnr_db=30.0, min_agreement=0.97, max_size_bytes=1_200_000)
+    assert (recipe.image.size, recipe.image.resize) == ((224, 192), 256)
+    assert (recipe.image.mean, recipe.image.std) == ((0.485, 0.456, 0.406), (0.5,))
+    assert [rule.pattern for rule in recipe.rules] == ["conv", "conv1|head", "a"]
+    assert [(r.num_bits, r.keep_float, r.scheme) for r in recipe.rules] == [
+        (8, False, "auto"),
+        (None, True, "auto"),
+        (None, False, "weight_only"),
+    ]
+
+
+def test_flags_override_the_file(file):
+    recipe = load_recipe(
+        file, {"targets": ("x86",), "seed": None, "floors": {"min_sqnr": 20.0, "max_drop": None}}
+    )
+    assert recipe.targets == ("x86",)
+    assert recipe.seed == 7
+    assert (recipe.floors.min_sqnr_db, recipe.floors.max_size_bytes) == (20.0, 1_200_000)
+
+
+def test_nothing_given_is_the_default_recipe():
+    assert load_recipe(None, {}) == Recipe()
+
+
+def test_callable_data_is_not_taken_for_a_path(tmp_path):
+    (tmp_path / "q.toml").write_text('data = "loader:samples"')
+    assert load_recipe(tmp_path / "q.toml", {}).data == "loader:samples"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("thread = 2", "unknown key 'thread'; did you mean 'threads'"),
+        ("[floor]\nmin_sqnr = 1", "did you mean 'floors'"),
+        ("[floors]\nmin_snr = 1", r"\[floors\]: unknown key 'min_snr'; did you mean 'min_sqnr'"),
+        ("[image]\nmeans = 1", r"\[image\]: unknown key 'means'; did you mean 'mean'"),
+        ('[match."a"]\nbit = 8', r"\[match.\"a\"\]: unknown key 'bit'; did you mean 'bits'"),
+        ("zzz = 1", "unknown key 'zzz'; known are targets"),
+        ("threads = 'two'", "threads is 'two'; it must be an integer"),
+        ("threads = true", "it must be an integer"),
+        ("threads = 0", "threads must be at least 1"),
+        ("require_data = 1", "it must be true or false"),
+        ("effort = 2", "-O2 does no more"),
+        ("targets = []", "no target given"),
+        ("metric = 'top5'", "metric is 'top5'"),
+        ("floors = 3", "it must be a table"),
+        ("[floors]\nmax_size = 'big'", "'big' is not a size"),
+        ("[floors]\nmin_agreement = 'all'", "'all' is not a share"),
+        ("[floors]\nmin_agreement = 101", "a share from 0 to 1"),
+        ("[floors]\nmax_latency_ratio = -1", "must not be negative"),
+        ("[floors]\nmin_sqnr = nan", "it must be a number"),
+        ("[image]\nlayout = 'CHW'", "image.layout is 'CHW'"),
+        ("[image]\nsize = [0, 5]", r"it must be \[height, width\]"),
+        ("[image]\nstd = 0", "must not hold a 0"),
+        ('[match."("]\nbits = 8', "not a regular expression"),
+        ('[match."a"]\nbits = 4', "8-bit weights only"),
+        ('[match."a"]\nscheme = "int8"', "scheme is 'int8'"),
+        ("passes = 'a{b}'", "cannot read option 'b' of pass 'a'"),
+        ("a = = 1", "is not valid TOML"),
+    ],
+)
+def test_refused_files(tmp_path, text, message):
+    path = tmp_path / "q.toml"
+    path.write_text(text)
+    with pytest.raises(UsageError, match=message) as caught:
+        load_recipe(path, {})
+    assert "\n" not in str(caught.value)
+
+
+def test_missing_file(tmp_path):
+    with pytest.raises(UsageError, match="cannot read"):
+        load_recipe(tmp_path / "none.toml", {})
+
+
+def test_pass_list():
+    text = "place, calibrate{method=mse,percentile=99.9,exact=true,bins=-2} ,insert-qdq"
+    requests = parse_passes(text)
+    assert requests == (
+        PassRequest("place"),
+        PassRequest("calibrate", {"method": "mse", "percentile": 99.9, "exact": True, "bins": -2}),
+        PassRequest("insert-qdq"),
+    )
+    assert parse_passes(",".join(map(str, requests))) == requests
+
+
+@pytest.mark.parametrize("text", ["", "a,,b", "a,", "a{x=1", "a}", "a{x}", "a{x=1,x=2}", "a{=1}", "A", "a b"])
+def test_refused_pass_lists(text):
+    with pytest.raises(UsageError):
+        parse_passes(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [(12, 12), ("12", 12), ("500KB", 500_000), ("1.2MB", 1_200_000), ("1MiB", 2**20), ("2 gb", 2 * 10**9)],
+)
+def test_sizes(text, size):
+    assert parse_size(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "KB", "-1", "1TBB", "1 2", "1e3"])
+def test_refused_sizes(text):
+    with pytest.raises(UsageError):
+        parse_size(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "share"), [("97%", 0.97), ("0.97", 0.97), (97, 0.97), ("1", 1.0), ("0.5%", 0.005)]
+)
+def test_shares(text, share):
+    assert parse_share(text) == share
