@@ -13,18 +13,31 @@ PASSES: dict[str, str] = {
     "scale-weights": "qcompiler.passes.scale_weights:ScaleWeights",
     "correct-bias": "qcompiler.passes.correct_bias:CorrectBias",
     "insert-qdq": "qcompiler.passes.insert_qdq:InsertQdq",
-
+    "insert-dynamic": "qcompiler.passes.insert_dynamic:InsertDynamic",
     "pack-weights": "qcompiler.passes.pack_weights:PackWeights",
+    "pack-constants": "qcompiler.passes.pack_constants:PackConstants",
 }
 
-WITH_DATA = ("widen-float16", "fold-batch-norm", "equalize-channels", "place", "observe", "calibrate", "scale-weights", "correct-bias")
+_REWRITES = ("widen-float16", "fold-batch-norm")
+
+WITH_DATA = (
+    *_REWRITES,
+    "equalize-channels",
+    "place",
+    "observe",
+    "scale-weights",
+    "calibrate",
+    "correct-bias",
+)
 """Default order of -O1 with calibration data; the target's lowering passes follow."""
 
-WITHOUT_DATA = ("widen-float16", "fold-batch-norm", "estimate-statistics", "place", "calibrate", "scale-weights")
+WITHOUT_DATA = (*_REWRITES, "estimate-statistics", "place", "scale-weights", "calibrate", "correct-bias")
 """Default order of -O1 without data."""
 
+_PLAIN = ("scale-weights{rounding=nearest}", "calibrate{method=minmax}")
+
 MINIMAL = {
-    True: ("widen-float16", "fold-batch-norm", "place", "observe", "calibrate{method=minmax}", "scale-weights{search=false}"),
-    False: ("widen-float16", "fold-batch-norm", "estimate-statistics", "place", "calibrate{method=minmax}", "scale-weights{search=false}"),
+    True: (*_REWRITES, "place", "observe", *_PLAIN),
+    False: (*_REWRITES, "estimate-statistics", "place", *_PLAIN),
 }
-"""Order of -O0 (min-max, no search), with and without data."""
+"""Order of -O0 (min-max, no search), with data and without."""

@@ -33,8 +33,8 @@ class Calibrate:
 
     Attributes:
         method: "minmax", "percentile", "entropy" or "mse"; "best" takes the one of them whose trial run comes
-            closest to the float model on the acceptance samples ("mse" where there are none), and then
-            tries the others again on one stretch of the network at a time.
+            closest to the float model on the acceptance samples ("mse" where there is no trial, "minmax"
+            without data), and then tries the others again on one stretch of the network at a time.
     """
 
     name: ClassVar[str] = "calibrate"
@@ -59,7 +59,8 @@ class Calibrate:
         if self.method != BEST:
             chosen = dict.fromkeys(grids.names, self.method)
         elif context.trial is None or not grids.names:
-            chosen = dict.fromkeys(grids.names, "mse")
+            # Estimated statistics have no tails that could be cut off.
+            chosen = dict.fromkeys(grids.names, "minmax" if context.calibration is None else "mse")
         else:
             chosen, trials = _search(grids, state, context)
             metrics += trials

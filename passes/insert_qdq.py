@@ -197,10 +197,10 @@ def decoded_weight(
     codes = entry.codes
     if codes is None:
         codes = quantize(np.asarray(weight, np.float32), entry.scale, entry.zero_point, spec.code_range, spec.axis)
-    stored = add_initializer(graph, fresh_name(taken, f"{name}_codes"), codes.astype(np.int8))
-    scale = add_initializer(graph, fresh_name(taken, f"{name}_scale"), entry.scale)
+    stored = add_initializer(graph, fresh_name(taken, f"{name}_q"), codes.astype(np.int8))
+    scale = add_initializer(graph, fresh_name(taken, f"{name}_s"), entry.scale)
     attributes = {} if spec.axis is None else {"axis": spec.axis}
-    restore = ir.node("DequantizeLinear", [stored, scale], attributes=attributes, name=fresh_name(taken, f"{name}_dq"))
+    restore = ir.node("DequantizeLinear", [stored, scale], attributes=attributes)
     output = restore.outputs[0]
-    output.name, output.type, output.shape = restore.name, ir.TensorType(ir.DataType.FLOAT), value.shape
+    output.name, output.type, output.shape = fresh_name(taken, f"{name}_dq"), ir.TensorType(ir.DataType.FLOAT), value.shape
     return restore, output

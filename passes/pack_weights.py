@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import numpy as np
 import onnx_ir as ir
 
-from qcompiler.model.edit import add_initializer, all_nodes, clone, drop_unused, fresh_name, tensor_array, value_names
+from qcompiler.model.edit import add_initializer, all_nodes, clone, drop_unused, fresh_name, value_names
+from qcompiler.lowering import lazy_codes
 from qcompiler.model.weights import weight_operands
 from qcompiler.plan import Precision, Role, TensorPlan
 from qcompiler.protocols import PassKind, PassResult
-from qcompiler.quant.grid import along, quantize
+from qcompiler.quant.grid import along
 from qcompiler.records import Metric, PassReport
 from qcompiler.state import Context, Fact, State
 
@@ -62,7 +62,7 @@ class PackWeights:
         dtype, rank = value.const_value.dtype, len(value.const_value.shape)
         home = value.graph if value.graph is not None else graph
         codes = ir.LazyTensor(
-            lazy_codes(value.const_value, entry), ir.DataType.INT8, ir.Shape(value.const_value.shape), cache=False
+            lazy_codes(value, entry), ir.DataType.INT8, ir.Shape(value.const_value.shape), cache=False
         )
         stored = add_initializer(home, fresh_name(taken, f"{value.name}_codes"), codes)
         factors = np.asarray(along(entry.scale, entry.spec.axis, rank), dtype.numpy())
@@ -75,18 +75,3 @@ class PackWeights:
         home.insert_before(home[0], [cast, multiply])
         for use in list(value.uses()):
             use.node.replace_input_with(use.idx, multiply.outputs[0])
-
-
-def lazy_codes(tensor: ir.TensorProtocol, entry: TensorPlan) -> Callable[[], ir.TensorProtocol]:
-    """Return a function that computes a weight's int8 codes from the original tensor when they are needed."""
-
-    def compute() -> ir.TensorProtocol:
-        if entry.codes is not None:
-            return ir.tensor(entry.codes.astype(np.int8))
-        weight = np.asarray(tensor_array(tensor), np.float32)
-        spec, scale, zero_point = entry.spec, entry.scale, entry.zero_point
-        if spec is None or scale is None or zero_point is None:
-            return tensor
-        return ir.tensor(quantize(weight, scale, zero_point, spec.code_range, spec.axis).astype(np.int8))
-
-    return compute

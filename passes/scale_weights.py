@@ -8,10 +8,12 @@ from typing import ClassVar
 import numpy as np
 import onnx_ir as ir
 
+from qcompiler.errors import UsageError
 from qcompiler.model.edit import constant_of
 from qcompiler.plan import QuantSpec, Role, TensorPlan
 from qcompiler.protocols import PassKind, PassResult
 from qcompiler.quant.grid import dequantize, power_ratio_db, quantize
+from qcompiler.quant.rounding import balanced_codes
 from qcompiler.quant.weights import absmax_scale, as_rows, clip_search_scale, input_importance
 from qcompiler.records import Metric, PassReport
 from qcompiler.state import Context, Fact, State
@@ -27,8 +29,12 @@ class ScaleWeights:
     With ``search`` each channel's clip ratio minimizes the squared error of the layer's output, weighing every
     weight by the mean square of the input it multiplies (observed; all alike without statistics).
 
+    With ``balanced`` rounding, codes are chosen so that their errors cancel within each kernel and channel, which
+    keeps the mean of the output where a bias correction can only approximate it, or cannot without data.
+
     Attributes:
         search: search the clip; False covers the largest magnitude.
+        rounding: "nearest" or "balanced".
     """
 
     name: ClassVar[str] = "scale-weights"
@@ -36,7 +42,12 @@ class ScaleWeights:
     requires: ClassVar[frozenset[Fact]] = frozenset({Fact.PLACEMENT})
     provides: ClassVar[frozenset[Fact]] = frozenset({Fact.WEIGHT_SCALES})
     invalidates: ClassVar[frozenset[Fact]] = frozenset()
-    search: bool = True
+    search: bool = False
+    rounding: str = "balanced"
+
+    def __post_init__(self) -> None:
+        if self.rounding not in ("nearest", "balanced"):
+            raise UsageError(f"scale-weights: rounding {self.rounding!r} is neither nearest nor balanced")
 
     def run(self, state: State, context: Context) -> PassResult:
         """Return the state with a scale for every planned weight."""
@@ -45,7 +56,9 @@ class ScaleWeights:
         done: list[TensorPlan] = []
         for number, tensor in enumerate(pending):
             node, index = users[tensor.name]
-            done.append(self._scaled(state, tensor, node, index))
+            scaled = self._scaled(state, tensor, node, index)
+            balanced = self.rounding == "balanced"
+            done.append(_balanced(scaled, node, index) if balanced else scaled)
             context.progress("scaling weights", number + 1, len(pending))
         report = PassReport(
             name=self.name,
@@ -95,6 +108,21 @@ class ScaleWeights:
         # A channel that was never active on the samples still keeps a little weight.
         floor = 1e-3 * float(power.mean()) + 1e-30
         return input_importance(shape, spec.axis, np.maximum(power, floor), groups)
+
+
+def _balanced(tensor: TensorPlan, node: ir.Node, index: int) -> TensorPlan:
+    """Return the entry with codes whose errors cancel, for weights whose channel axis is the first."""
+    array, spec, scale = constant_of(node.inputs[index]), tensor.spec, tensor.scale
+    if array is None or spec is None or scale is None or array.size > LARGE or spec.axis is None:
+        return tensor
+    if node.op_type not in ("Conv", "Gemm", "MatMul"):
+        return tensor
+    weight = np.asarray(array, np.float32)
+    kernel = int(np.prod(weight.shape[2:])) if node.op_type == "Conv" else 1
+    rows = balanced_codes(as_rows(weight, spec.axis), scale, kernel, spec.code_range[1])
+    moved = np.moveaxis(weight, spec.axis, 0)
+    codes = np.ascontiguousarray(np.moveaxis(rows.reshape(moved.shape), 0, spec.axis))
+    return replace(tensor, codes=codes, reason=f"{tensor.reason}; rounding errors cancel per kernel and channel")
 
 
 def weight_error_db(

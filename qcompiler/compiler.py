@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import TypeVar
 
 from qcompiler.artifacts import write_artifact
+from qcompiler.data import Subset
 from qcompiler.errors import FloorMissed, NothingToCompress, QCompileError
 from qcompiler.layers import histograms, layer_reports
 from qcompiler.model.load import LoadedModel, load_model
 from qcompiler.model.save import OutputFolder, save_model
 from qcompiler.passes import MINIMAL, WITH_DATA, WITHOUT_DATA
 from qcompiler.pipeline import AfterPass, Pipeline, select
-from qcompiler.plan import CompressionPlan, Precision, Role
+from qcompiler.plan import CompressionPlan, Role
 from qcompiler.protocols import Pass, PassKind, PassResult, Target
 from qcompiler.recipe import Recipe
 from qcompiler.records import CompileReport, PassReport
@@ -31,6 +33,8 @@ from qcompiler.samples import Samples, class_outputs, prepare_samples
 from qcompiler.state import Context, Fact, Progress, State, no_progress
 from qcompiler.trial import Trial, layer_levels
 from qcompiler.verify import GateInputs, GateResult, verify
+
+T = TypeVar("T")
 
 LEVEL_SAMPLES = 4
 """Samples on which the error of every layer is measured for the report."""
@@ -135,7 +139,7 @@ class _Compilation:
             state, reports = self._timed("deciding", lambda: self._decide(context, output.path))
             gate, state, reports, repair, levels = self._verified(state, reports, context, output)
             if not _compresses(state.plan) and not self.job.recipe.allow_unchanged:
-                raise NothingToCompress(_nothing(self.job.path, self.target, state.plan, reports))
+                raise NothingToCompress(_nothing(self.job.path, self.target, reports))
             state.plan.save(output.path)
             report = self._report(state, gate, reports, repair, levels)
             write_report(report, output.path)
@@ -145,11 +149,11 @@ class _Compilation:
 
     def describe(self) -> list[str]:
         """Return the passes and, after placement, the precision of every node, as lines."""
-        passes = self._passes(no_reports := [])
+        passes = self._passes()
         context = replace(self._context(), trial=None)
         cut = next((i + 1 for i, p in enumerate(passes) if p.name == "place"), len(passes))
         state, _ = Pipeline(passes[:cut], check=False).run(self._start(), context)
-        lines = [f"target {self.target.full_name}", "passes: " + ", ".join(p.name for p in passes), *no_reports]
+        lines = [f"target {self.target.full_name}", "passes: " + ", ".join(p.name for p in passes)]
         for node in state.plan.nodes.values():
             lines.append(f"  {node.precision:<12} {node.op_type:<20} {node.name}  ({node.reason})")
         return lines
@@ -177,7 +181,7 @@ class _Compilation:
             plan = CompressionPlan(tensors={k: t for k, t in recorded.tensors.items() if t.role is Role.FACTORS})
         return State(model=self.job.loaded.model, plan=plan)
 
-    def _passes(self, _: list[str]) -> tuple[Pass, ...]:
+    def _passes(self) -> tuple[Pass, ...]:
         recipe, with_data = self.job.recipe, self.job.samples.calibration is not None
         if recipe.passes is not None:
             names: Sequence[str] = recipe.passes
@@ -189,7 +193,7 @@ class _Compilation:
 
     def _decide(self, context: Context, folder: Path) -> tuple[State, tuple[PassReport, ...]]:
         """Run rewrites and plan passes; a replay runs the rewrites and takes the recorded plan."""
-        passes = self._passes([])
+        passes = self._passes()
         if self.job.recipe.replay is not None:
             recorded = CompressionPlan.load(Path(self.job.recipe.replay))
             passes = tuple(p for p in passes if p.kind is PassKind.REWRITE)
@@ -222,7 +226,7 @@ class _Compilation:
             lowered, lowering = self._timed("lowering", lambda: self._lower(state, context, output.path))
             files = self._timed("writing", lambda: self._write(lowered, output.path))
             self.job.progress("verifying", len(repair.steps), 0)
-            gate = self._timed("verifying", lambda: verify(self._gate_inputs(), files, output.path / "model.onnx"))
+            gate = self._timed("verifying", lambda: verify(self._gate_inputs(state), files, output.path / "model.onnx"))
             levels = self._timed("measuring layers", lambda: self._levels(state, lowered))
             nodes = () if gate.verdict.held else repair.propose(gate.verdict, state, levels, gate.layer_times)
             if not nodes or self.job.recipe.replay is not None:
@@ -237,7 +241,7 @@ class _Compilation:
         """Plan again with the reverted nodes in float; the rewritten model and its statistics are kept."""
         rules = (*context.recipe.rules, *revert_rules(repair.reverted))
         calmer = replace(context, recipe=replace(context.recipe, rules=rules))
-        steps = [p for p in self._passes([]) if p.kind is PassKind.PLAN and p.name != "observe"]
+        steps = [p for p in self._passes() if p.kind is PassKind.PLAN and p.name != "observe"]
         steps = [p for p in steps if p.name != "estimate-statistics"]
         state, reports = Pipeline(tuple(steps)).run(state, calmer)
         choice = ", ".join(sorted(repair.reverted))
@@ -254,12 +258,13 @@ class _Compilation:
         written += [write_artifact(name, folder / "model.onnx") for name in self.target.artifacts()]
         return {p.name: p.stat().st_size for p in written}
 
-    def _gate_inputs(self) -> GateInputs:
+    def _gate_inputs(self, state: State) -> GateInputs:
         job = self.job
         return GateInputs(
             original=job.path,
             original_bytes=job.loaded.facts.file_bytes,
             float_model=job.loaded.model,
+            planned_model=state.model,
             samples=job.samples.verification,
             real=job.samples.facts is not None,
             labels=job.samples.labels,
@@ -276,8 +281,6 @@ class _Compilation:
             return {}
         samples = self.job.samples
         few = samples.acceptance or samples.verification
-        from qcompiler.data import Subset
-
         part = Subset(few, tuple(range(min(LEVEL_SAMPLES, len(few)))))
         return layer_levels(state.model, lowered.model, names, part, self.job.recipe.threads)
 
@@ -325,7 +328,7 @@ class _Compilation:
             machine=machine_name(),
         )
 
-    def _timed(self, stage, work):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+    def _timed(self, stage: str, work: Callable[[], T]) -> T:
         started = time.perf_counter()
         try:
             return work()
@@ -343,11 +346,10 @@ def _compresses(plan: CompressionPlan) -> bool:
     return any(t.role is Role.WEIGHT and t.scale is not None for t in plan.tensors.values())
 
 
-def _nothing(path: Path, target: Target, plan: CompressionPlan, reports: Sequence[PassReport]) -> str:
+def _nothing(path: Path, target: Target, reports: Sequence[PassReport]) -> str:
     skips = [f"{s.tensor}: {s.reason}" for r in reports for s in r.skipped]
     reasons = "; ".join(skips[:5]) if skips else "it holds no weights"
     more = f" (and {len(skips) - 5} more)" if len(skips) > 5 else ""
-    del plan
     return f"{path}: nothing to compress for {target.full_name}: {reasons}{more}; --allow-unchanged accepts that"
 
 
@@ -360,6 +362,3 @@ def versions() -> dict[str, str]:
         except PackageNotFoundError:
             found[name] = "not installed"
     return found
-
-
-__all__ = ["CompileResult", "Precision", "compile_model", "plan_only", "versions"]

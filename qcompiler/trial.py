@@ -22,8 +22,8 @@ from qcompiler.state import Context, Fact, State
 FINISHING: tuple[tuple[Fact, str], ...] = (
     (Fact.PLACEMENT, "place"),
     (Fact.STATISTICS, "observe"),
+    (Fact.WEIGHT_SCALES, "scale-weights"),
     (Fact.RANGES, "calibrate{method=mse}"),
-    (Fact.WEIGHT_SCALES, "scale-weights{search=false}"),
 )
 """What is run, in order, for every fact that a state lacks."""
 

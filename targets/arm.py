@@ -66,7 +66,7 @@ class Arm:
 
     def lower_passes(self) -> tuple[str, ...]:
         """Return the passes that write a plan for ONNX Runtime."""
-        return ("insert-qdq", "pack-weights")
+        return ("insert-qdq", "insert-dynamic", "pack-weights", "pack-constants")
 
     def artifacts(self) -> tuple[str, ...]:
         """Return the ``.ort`` file of mobile builds."""

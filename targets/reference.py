@@ -42,7 +42,7 @@ class Reference:
 
     def lower_passes(self) -> tuple[str, ...]:
         """Return the passes that write a plan for ONNX Runtime."""
-        return ("insert-qdq", "pack-weights")
+        return ("insert-qdq", "insert-dynamic", "pack-weights", "pack-constants")
 
     def artifacts(self) -> tuple[str, ...]:
         """Return no file beside the model."""

@@ -40,7 +40,7 @@ class X86:
 
     def lower_passes(self) -> tuple[str, ...]:
         """Return the passes that write a plan for ONNX Runtime."""
-        return ("insert-qdq", "pack-weights")
+        return ("insert-qdq", "insert-dynamic", "pack-weights", "pack-constants")
 
     def artifacts(self) -> tuple[str, ...]:
         """Return no file beside the model."""

@@ -69,6 +69,10 @@ def fresh_name(taken: set[str], wanted: str) -> str:
 def drop_unused(model: ir.Model) -> None:
     """Remove the nodes and constants of all graphs that nothing reads."""
     RemoveUnusedNodesPass()(model)
+    for graph in model.graphs():
+        for name, value in tuple(graph.initializers.items()):
+            if not value.uses() and not value.is_graph_output() and not value.is_graph_input():
+                del graph.initializers[name]
 
 
 def constant_of(value: ir.Value | None) -> NDArray[Any] | None:

@@ -48,6 +48,7 @@ def load_model(path: Path) -> LoadedModel:
 
     Raises:
         ModelError: one line on what is wrong with the file, and what to do.
+        RuntimeUnavailable: ONNX Runtime itself does not start.
     """
     source = read_source(path)
     opset = max((o.version for o in source.proto.opset_import if o.domain in ("", "ai.onnx")), default=0)

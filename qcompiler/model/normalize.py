@@ -9,6 +9,7 @@ Names, types and shapes of the model's inputs and outputs stay as they were.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -134,17 +135,12 @@ def lift_constants(model: ir.Model) -> None:
     for node, graph in edit.all_nodes(model):
         if node.op_type != "Constant" or node.domain or node.outputs[0].is_graph_output():
             continue
-        output = node.outputs[0]
         tensor = _constant_tensor(node)
-        if tensor is None:
-            continue
-        name = output.name
-        if name is None:
-            continue
-        output.name = None
-        value = edit.add_initializer(graph, name, tensor)
-        output.replace_all_uses_with(value)
-        graph.remove(node, safe=True)
+        if tensor is not None:
+            output = node.outputs[0]
+            value = edit.add_initializer(graph, output.name or node.op_type, tensor)
+            output.replace_all_uses_with(value)
+            graph.remove(node, safe=True)
 
 
 def _constant_tensor(node: ir.Node) -> ir.TensorProtocol | None:
@@ -177,8 +173,11 @@ def drop_unused(model: ir.Model) -> None:
 
 
 def infer_shapes(model: ir.Model) -> None:
-    """Fill in the shapes and types that follow from the inputs', as far as that goes."""
-    with quiet_libraries():
+    """Fill in the shapes and types that follow from the inputs', as far as that goes.
+
+    Nothing is filled in where a value inside has a type that ``onnx_ir`` does not know.
+    """
+    with quiet_libraries(), suppress(ir.serde.SerdeError):
         common.ShapeInferencePass(check_type=False, strict_mode=False, data_prop=True)(model)
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from qcompiler.errors import ModelError
+from qcompiler.errors import ModelError, RuntimeUnavailable
 
 _CHILD = Path(__file__).with_name("_child.py")
 _LOAD_TIMEOUT_S = 300
@@ -23,7 +24,7 @@ _OLDEST_OPSET = 7
 _NOISE = re.compile(
     r"\[ONNXRuntimeError\] : \d+ : [A-Z_]+ : |Load model from .*? failed:|This is an invalid model\. ?"
     r"|Exception during (?:loading|initialization): |Failed to load model (?:because|with error:) "
-    r"|Fatal error: |Error: |/\S+\.(?:cc|h):\d+ (?:[^:]|::)*?\) ?(?:const )?(?=\S)"
+    r"|Fatal error: |\bError: |/\S+\.(?:cc|h):\d+ (?:[^:]|::)*?\) ?(?:const )?(?=\S)"
 )
 
 
@@ -56,6 +57,7 @@ class RuntimeProbe:
 
         Raises:
             ModelError: it does not; the message holds its reason in one line.
+            RuntimeUnavailable: ONNX Runtime itself does not start.
         """
         answer = _answer(self._child, _LOAD_TIMEOUT_S)
         if not answer["ok"]:
@@ -95,11 +97,13 @@ def _answer(child: subprocess.Popen[str], timeout_s: float) -> dict[str, Any]:
         child.kill()
         child.communicate()
         return {"ok": False, "reason": f"no answer within {timeout_s:g} s"}
+    if child.returncode == -signal.SIGKILL:
+        return {"ok": False, "reason": "it was killed, perhaps for want of memory"}
     if child.returncode < 0:
         return {"ok": False, "reason": f"it crashed (signal {-child.returncode})"}
     if child.returncode or not output.strip():
-        last = complaint.strip().splitlines()[-1] if complaint.strip() else "no message"
-        return {"ok": False, "reason": f"the process that tried it ended with {child.returncode} ({last})"}
+        last = complaint.strip().splitlines()[-1] if complaint.strip() else f"exit code {child.returncode}"
+        raise RuntimeUnavailable(f"onnxruntime does not start ({last}); install it again")
     answer: dict[str, Any] = json.loads(output.strip().splitlines()[-1])
     return answer
 

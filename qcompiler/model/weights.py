@@ -18,6 +18,9 @@ WEIGHT_INPUTS: dict[str, tuple[int, ...]] = {
 """Operator -> inputs that hold trained weights when they are constant. Other constants (biases, grids, anchors,
 normalization parameters) are small or sensitive, and stay float."""
 
+MOVES = frozenset({"Slice", "Concat", "Transpose", "Reshape", "Squeeze", "Unsqueeze", "Split", "Identity"})
+"""Operators that only move a constant on its way to where it is a weight, as exporters of LSTM write them."""
+
 OVERHEAD_BYTES = 160
 """Two nodes, a scale and their names: what storing one tensor in integers costs in the file."""
 
@@ -27,11 +30,34 @@ def weight_operands(node: ir.Node) -> tuple[int, ...]:
     if node.domain not in ("", "ai.onnx"):
         return ()
     found = []
-    for index in WEIGHT_INPUTS.get(node.op_type, ()):
+    if node.op_type in MOVES:
+        positions = tuple(range(len(node.inputs))) if node.op_type == "Concat" else (0,)
+        if not _moves_to_weight(node, 0):
+            return ()
+    else:
+        positions = WEIGHT_INPUTS.get(node.op_type, ())
+    for index in positions:
         value = node.inputs[index] if index < len(node.inputs) else None
         if value is not None and is_float_constant(value):
             found.append(index)
     return tuple(found)
+
+
+MAX_MOVES = 6
+
+
+def _moves_to_weight(node: ir.Node, depth: int) -> bool:
+    """Return True if what a data-moving node produces is read as a weight only."""
+    uses = [use for output in node.outputs for use in output.uses()]
+    if not uses or depth > MAX_MOVES or any(v.is_graph_output() for v in node.outputs):
+        return False
+    for use in uses:
+        if use.node.op_type in MOVES:
+            if not _moves_to_weight(use.node, depth + 1):
+                return False
+        elif use.idx == 0 or use.idx not in WEIGHT_INPUTS.get(use.node.op_type, ()):
+            return False
+    return True
 
 
 def is_float_constant(value: ir.Value) -> bool:

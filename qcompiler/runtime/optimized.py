@@ -122,27 +122,47 @@ def node_macs(node: ir.Node) -> int:
 RUNTIME_INSERTED = "(inserted by the runtime)"
 
 
-def node_times(nodes: Mapping[str, Sequence[tuple[str, str, float]]], original: ir.Model) -> tuple[LayerTime, ...]:
-    """Return the time of every original node before and after, from the runtime's profiles.
+FOLLOWERS = frozenset({"Relu", "Clip", "BatchNormalization", "LeakyRelu"})
+"""Operators that the runtime fuses into the compute node before them, and whose name the fused node may get."""
+
+
+def node_times(
+    nodes: Mapping[str, Sequence[tuple[str, str, float]]], original: ir.Model, planned: ir.Model
+) -> tuple[LayerTime, ...]:
+    """Return the time of every node before and after, from the runtime's profiles, longest first.
 
     Args:
         nodes: "original" and "result" -> (name in the runtime's graph, operator, microseconds).
-        original: the float model. What the runtime added and belongs to no node is one row of its own.
+        original: the float model as it was loaded.
+        planned: the rewritten float model. What the runtime added and belongs to no node is one row of its own.
     """
-    types = {n.name or "": n.op_type for n in original.graph.all_nodes()}
-    by_output = {o.name: n.name or "" for n in original.graph.all_nodes() for o in n.outputs if o.name}
     spent: dict[str, dict[str, float]] = {}
-    for kind, entries in nodes.items():
-        for name, _, microseconds in entries:
-            origin = origin_of(name, types, by_output) or RUNTIME_INSERTED
+    types: dict[str, str] = {}
+    for kind, model in (("original", original), ("result", planned)):
+        known = {n.name or "": n for n in model.graph.all_nodes()}
+        by_output = {o.name: n.name or "" for n in known.values() for o in n.outputs if o.name}
+        for name, _, microseconds in nodes.get(kind, ()):
+            node = known.get(origin_of(name, known, by_output))
+            while node is not None and (before := _fused_into(node)) is not None:
+                node = before
+            origin = node.name or "" if node is not None else RUNTIME_INSERTED
+            types.setdefault(origin, node.op_type if node is not None else "")
             row = spent.setdefault(origin, {})
             row[kind] = row.get(kind, 0.0) + microseconds
     return tuple(
         LayerTime(
             name=name,
-            op_type=types.get(name, ""),
+            op_type=types[name],
             before_us=spent[name].get("original"),
             after_us=spent[name].get("result"),
         )
-        for name in sorted(spent, key=lambda n: -max(spent[n].values()))
+        for name in sorted(spent, key=lambda n: (-max(spent[n].values()), n))
     )
+
+
+def _fused_into(node: ir.Node) -> ir.Node | None:
+    """Return the compute node that a follower is fused into, if it is one."""
+    value = node.inputs[0] if node.op_type in FOLLOWERS and node.inputs else None
+    before = value.producer() if value is not None else None
+    fits = before is not None and (before.op_type in COMPUTE_OPS or before.op_type in FOLLOWERS)
+    return before if fits and value is not None and len(value.uses()) == 1 else None

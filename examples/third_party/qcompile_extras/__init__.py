@@ -1,0 +1,1 @@
+"""Two passes and a target for qcompile, as an example of a package that extends it."""
