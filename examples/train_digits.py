@@ -34,16 +34,18 @@ def build_network() -> nn.Sequential:
 
 
 def train(network: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> None:
-    """Train a network in place with a one-cycle schedule."""
+    """Train a network in place with a one-cycle schedule, every batch moved by up to a pixel."""
     steps = EPOCHS * (len(images) // BATCH)
-    optimizer = torch.optim.AdamW(network.parameters(), lr=1e-2, weight_decay=1e-2)
+    optimizer = torch.optim.AdamW(network.parameters(), lr=1e-2, weight_decay=0.1)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=1e-2, total_steps=steps)
     network.train()
     for _ in range(EPOCHS):
         order = torch.randperm(len(images))
         for batch in order[: len(order) // BATCH * BATCH].split(BATCH):
+            shift = tuple(torch.randint(-1, 2, (2,)).tolist())
+            scores = network(images[batch].roll(shift, (2, 3)))
             optimizer.zero_grad()
-            nn.functional.cross_entropy(network(images[batch]), labels[batch], label_smoothing=0.1).backward()
+            nn.functional.cross_entropy(scores, labels[batch], label_smoothing=0.1).backward()
             optimizer.step()
             schedule.step()
     network.eval()

@@ -14,7 +14,7 @@ from qcompiler.model.edit import constant_of
 from qcompiler.plan import CompressionPlan, Precision, Role, TensorPlan
 from qcompiler.protocols import PassKind, PassResult
 from qcompiler.quant.grid import affine_grid, covered_range
-from qcompiler.quant.ranges import RANGE_METHODS
+from qcompiler.quant.ranges import RANGE_METHODS, silu
 from qcompiler.records import Metric, PassReport, Skip
 from qcompiler.state import Context, Fact, State
 
@@ -81,6 +81,7 @@ class _Grids:
     def __init__(self, state: State, decided_by: str) -> None:
         self._state, self._decided_by = state, decided_by
         self._limits = activation_limits(state.model)
+        self._transfers = silu_values(state.model)
         self._made: dict[tuple[str, str], TensorPlan] = {}
         order = {v.name: i for i, v in enumerate(v for n in state.model.graph for v in n.outputs)}
         activations = [t.name for t in state.plan.tensors.values() if t.role is Role.ACTIVATION]
@@ -96,7 +97,8 @@ class _Grids:
         if (name, method) not in self._made:
             tensor = self._state.plan.tensors[name]
             first, last = tensor.spec.code_range if tensor.spec is not None else (0, 255)
-            low, high = RANGE_METHODS[method](self._state.statistics[name], last - first + 1)
+            transfer = silu if name in self._transfers else None
+            low, high = RANGE_METHODS[method](self._state.statistics[name], last - first + 1, transfer)
             limits = self._limits.get(name)
             self._made[name, method] = gridded(tensor, low, high, limits, f"{method} range", self._decided_by)
         return self._made[name, method]
@@ -158,6 +160,20 @@ def gridded(
         reason=reason,
         decided_by=(*tensor.decided_by, decided_by),
     )
+
+
+def silu_values(model: ir.Model) -> frozenset[str]:
+    """Return the values that are read by nothing but ``x * sigmoid(x)``."""
+    found = set()
+    for node in model.graph:
+        value = node.inputs[0] if node.op_type == "Sigmoid" else None
+        gate = node.outputs[0]
+        if value is None or value.is_graph_output() or gate.is_graph_output() or len(gate.uses()) != 1:
+            continue
+        product = gate.uses()[0].node
+        if product.op_type == "Mul" and {u.node for u in value.uses()} == {node, product}:
+            found.add(value.name or "")
+    return frozenset(found)
 
 
 def activation_limits(model: ir.Model) -> dict[str, tuple[float, float]]:

@@ -19,7 +19,7 @@ from qcompiler.state import Context, Fact, State
 
 @dataclass(frozen=True, slots=True)
 class CorrectBias:
-    """Plans a bias correction of -(W_q - W) E[x] for every integer layer.
+    """Plans a bias correction of -(W_q - W) E[x] for every layer whose weights are rounded.
 
     Source: Nagel et al., "Data-Free Quantization Through Weight Equalization and Bias Correction" (2019),
     section 4.2. Differs: E[x] is observed, and padding is treated as if it had the channel's mean.
@@ -32,12 +32,12 @@ class CorrectBias:
     invalidates: ClassVar[frozenset[Fact]] = frozenset()
 
     def run(self, state: State, context: Context) -> PassResult:
-        """Return the state with a correction for every integer Conv and Gemm whose input was observed."""
+        """Return the state with a correction for every Conv and Gemm with rounded weights whose input was observed."""
         done: list[TensorPlan] = []
         skipped: list[Skip] = []
         for node in state.model.graph:
             decision = state.plan.nodes.get(node.name or "")
-            if decision is None or decision.precision is not Precision.INTEGER:
+            if decision is None or decision.precision not in (Precision.INTEGER, Precision.WEIGHT_ONLY):
                 continue
             if node.op_type not in ("Conv", "Gemm"):
                 continue

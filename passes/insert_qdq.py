@@ -8,6 +8,7 @@ from typing import ClassVar
 import numpy as np
 import onnx_ir as ir
 
+from qcompiler.lowering import correct_bias
 from qcompiler.model.edit import add_initializer, clone, constant_of, drop_unused, fresh_name, value_names
 from qcompiler.plan import CompressionPlan, Precision, Role, TensorPlan
 from qcompiler.protocols import PassKind, PassResult
@@ -61,7 +62,7 @@ class _Writer:
         for node in nodes:
             if self._precision(node) in INTEGER:
                 entry = self._weight_entry(node)
-                self._correct_bias(node)
+                correct_bias(self.graph, node, self.plan, self.taken)
                 if entry is not None:
                     self._quantize_weight(node, entry)
                     self._quantize_bias(node, entry)
@@ -150,19 +151,6 @@ class _Writer:
             if self._precision(use.node) in INTEGER and use.node.graph is self.graph:
                 use.node.replace_input_with(use.idx, output)
         self.weights += 1
-
-    def _correct_bias(self, node: ir.Node) -> None:
-        entry = self.plan.tensors.get(f"{node.name}:bias")
-        if entry is None or entry.correction is None:
-            return
-        old = node.inputs[2] if len(node.inputs) > 2 else None
-        base = constant_of(old) if old is not None else np.zeros(entry.correction.shape, np.float32)
-        if base is None:
-            return
-        corrected = (np.asarray(base, np.float64) + entry.correction).astype(np.float32)
-        value = add_initializer(self.graph, fresh_name(self.taken, f"{node.name}_bias"), corrected)
-        node.resize_inputs(3)
-        node.replace_input_with(2, value)
 
     def _constant(self, name: str, kind: str, array: np.ndarray | None) -> ir.Value:  # type: ignore[type-arg]
         content = np.asarray(array)

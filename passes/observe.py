@@ -8,12 +8,25 @@ from typing import ClassVar
 import numpy as np
 
 from qcompiler.errors import DataError
-from qcompiler.plan import Role
+from qcompiler.plan import Precision, Role
 from qcompiler.protocols import PassKind, PassResult
 from qcompiler.quant.histogram import StreamingStatistics
 from qcompiler.records import Metric, PassReport
 from qcompiler.runtime.capture import stream
 from qcompiler.state import Context, Fact, State
+
+
+def _weight_only_inputs(state: State) -> list[str]:
+    """Return the inputs of layers that compute in float with rounded weights: a bias correction wants their mean."""
+    found = []
+    for node in state.model.graph:
+        decision = state.plan.nodes.get(node.name or "")
+        value = node.inputs[0] if node.inputs else None
+        if decision is None or decision.precision is not Precision.WEIGHT_ONLY or node.op_type not in ("Conv", "Gemm"):
+            continue
+        if value is not None and value.const_value is None and value.name not in found:
+            found.append(value.name or "")
+    return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +52,7 @@ class Observe:
         if samples is None:
             raise DataError("pass 'observe' needs calibration samples; give --data or use 'estimate-statistics'")
         names = [t.name for t in state.plan.tensors.values() if t.role is Role.ACTIVATION]
+        names += [n for n in _weight_only_inputs(state) if n not in names]
         collected = {name: StreamingStatistics() for name in names}
         count = 0
         if names:

@@ -9,7 +9,7 @@ import numpy as np
 import onnx_ir as ir
 
 from qcompiler.model.edit import add_initializer, all_nodes, clone, drop_unused, fresh_name, value_names
-from qcompiler.lowering import lazy_codes
+from qcompiler.lowering import correct_bias, lazy_codes
 from qcompiler.model.weights import weight_operands
 from qcompiler.plan import Precision, Role, TensorPlan
 from qcompiler.protocols import PassKind, PassResult
@@ -42,6 +42,8 @@ class PackWeights:
             decision = state.plan.nodes.get(node.name or "")
             if decision is None or decision.precision is not Precision.WEIGHT_ONLY:
                 continue
+            if graph is model.graph:
+                correct_bias(graph, node, state.plan, taken)
             for index in weight_operands(node):
                 value = node.inputs[index]
                 entry = state.plan.tensors.get(value.name or "") if value is not None else None

@@ -23,7 +23,7 @@ from qcompiler.protocols import Pass, PassKind, PassResult, Target
 from qcompiler.recipe import Recipe
 from qcompiler.records import CompileReport, PassReport
 from qcompiler.registry import load_target, make_pass
-from qcompiler.repair import Repair, revert_rules
+from qcompiler.repair import Repair
 from qcompiler.report.card import CardInputs, quantization_card
 from qcompiler.report.compare import write_comparison
 from qcompiler.report.document import write_report
@@ -221,31 +221,19 @@ class _Compilation:
     def _verified(
         self, state: State, reports: tuple[PassReport, ...], context: Context, output: OutputFolder
     ) -> tuple[GateResult, State, tuple[PassReport, ...], Repair, dict[str, float]]:
-        repair = Repair()
+        repair = Repair(context, state)
         while True:
             lowered, lowering = self._timed("lowering", lambda: self._lower(state, context, output.path))
             files = self._timed("writing", lambda: self._write(lowered, output.path))
             self.job.progress("verifying", len(repair.steps), 0)
             gate = self._timed("verifying", lambda: verify(self._gate_inputs(state), files, output.path / "model.onnx"))
-            levels = self._timed("measuring layers", lambda: self._levels(state, lowered))
-            nodes = () if gate.verdict.held else repair.propose(gate.verdict, state, levels, gate.layer_times)
-            if not nodes or self.job.recipe.replay is not None:
+            better = None
+            if not gate.verdict.held and self.job.recipe.replay is None:
+                better = self._timed("repairing", lambda: repair.propose(gate.verdict, gate.layer_times))
+            if better is None:
+                levels = self._timed("measuring layers", lambda: self._levels(state, lowered))
                 return gate, state, (*reports, *lowering), repair, levels
-            repair.record(gate.verdict, nodes)
-            state, redone = self._timed("repairing", lambda: self._replan(state, context, repair))
-            reports = _replaced(reports, redone)
-
-    def _replan(
-        self, state: State, context: Context, repair: Repair
-    ) -> tuple[State, tuple[PassReport, ...]]:
-        """Plan again with the reverted nodes in float; the rewritten model and its statistics are kept."""
-        rules = (*context.recipe.rules, *revert_rules(repair.reverted))
-        calmer = replace(context, recipe=replace(context.recipe, rules=rules))
-        steps = [p for p in self._passes() if p.kind is PassKind.PLAN and p.name != "observe"]
-        steps = [p for p in steps if p.name != "estimate-statistics"]
-        state, reports = Pipeline(tuple(steps)).run(state, calmer)
-        choice = ", ".join(sorted(repair.reverted))
-        return replace(state, plan=state.plan.with_choice("kept in float by repair", choice)), reports
+            state = better
 
     def _lower(
         self, state: State, context: Context, folder: Path
@@ -334,12 +322,6 @@ class _Compilation:
             return work()
         finally:
             self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - started
-
-
-def _replaced(reports: tuple[PassReport, ...], redone: tuple[PassReport, ...]) -> tuple[PassReport, ...]:
-    """Return the reports with those of repeated passes taken from the last run."""
-    newer = {r.name: r for r in redone}
-    return tuple(newer.get(r.name, r) for r in reports)
 
 
 def _compresses(plan: CompressionPlan) -> bool:

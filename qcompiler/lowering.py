@@ -1,4 +1,4 @@
-"""What lowering passes share: a weight's integer codes, computed when the file is written."""
+"""What lowering passes share: a weight's integer codes, computed late, and planned bias corrections."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import numpy as np
 import onnx_ir as ir
 
 from qcompiler.errors import QCompileError
-from qcompiler.model.edit import tensor_array
-from qcompiler.plan import TensorPlan
+from qcompiler.model.edit import add_initializer, constant_of, fresh_name, tensor_array
+from qcompiler.plan import CompressionPlan, TensorPlan
 from qcompiler.quant.grid import quantize
 
 
@@ -27,3 +27,18 @@ def lazy_codes(value: ir.Value, entry: TensorPlan) -> Callable[[], ir.TensorProt
         return ir.tensor(codes.astype(np.int8))
 
     return compute
+
+
+def correct_bias(graph: ir.Graph, node: ir.Node, plan: CompressionPlan, taken: set[str]) -> None:
+    """Add the planned correction to a node's bias, which it may not have had; none is planned for most nodes."""
+    entry = plan.tensors.get(f"{node.name}:bias")
+    if entry is None or entry.correction is None:
+        return
+    old = node.inputs[2] if len(node.inputs) > 2 else None
+    base = np.zeros(entry.correction.shape) if old is None else constant_of(old)
+    if base is None or np.size(base) != entry.correction.size:
+        return
+    corrected = (np.asarray(base, np.float64).reshape(-1) + entry.correction).astype(np.float32)
+    value = add_initializer(graph, fresh_name(taken, f"{node.name}_b"), corrected)
+    node.resize_inputs(3)
+    node.replace_input_with(2, value)

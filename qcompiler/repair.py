@@ -1,19 +1,30 @@
-"""What to take back when the gate found a floor missed: the most damaging layers first, at most six times."""
+"""What to take back when the gate found a floor missed: the stretch of the network whose float run helps most."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 
-from qcompiler.plan import Precision
+import numpy as np
+
+from qcompiler.plan import Precision, Role
 from qcompiler.recipe import MatchRule
 from qcompiler.records import LayerTime, RepairStep, Verdict
+from qcompiler.registry import make_pass
 from qcompiler.runtime.optimized import COMPUTE_OPS
-from qcompiler.state import State
+from qcompiler.state import Context, State
 
 MAX_REPAIRS = 6
-MIN_TIME_US = 1.0
+STRETCHES = 8
+MIN_GAIN_DB = 3.0
+MARGIN_DB = 0.5
+"""Acceptance samples are few: aim a little above the floor."""
+SLOWER = "float where integers are slower"
+DAMAGING = "float for the stretch that does most damage"
+EVERYWHERE = "float everywhere"
+REVERTED = "kept in float by repair"
+"""The plan's record of what repair decided, for a replay."""
 
 
 @dataclass
@@ -21,87 +32,126 @@ class Repair:
     """Proposes repairs one after the other, and remembers what was tried.
 
     Attributes:
+        context: of the compilation.
+        planned: the state as it was decided, before any repair.
         steps: what was tried, in order, for the report.
-        reverted: nodes that compute in float again; their weights stay in integers.
+        reverted: compute nodes that are in float again; their weights stay in integers.
     """
 
+    context: Context
+    planned: State
     steps: list[RepairStep] = field(default_factory=list)
     reverted: frozenset[str] = frozenset()
 
-    def propose(
-        self, verdict: Verdict, state: State, levels: Mapping[str, float], times: tuple[LayerTime, ...]
-    ) -> tuple[str, ...]:
-        """Return the nodes to revert next; empty if there is nothing left to try.
+    def propose(self, verdict: Verdict, times: Sequence[LayerTime]) -> State | None:
+        """Return the state to try next, None if there is nothing left to try.
 
         Args:
-            verdict: what the gate found.
-            state: the planned state that was lowered.
-            levels: SQNR in dB of every quantized value.
-            times: where the time goes, per original node.
+            verdict: what the gate found wrong.
+            times: where the time goes, per node.
         """
-        left = [n for n in _integer_nodes(state) if n not in self.reverted]
+        left = [n for n in compute_nodes(self.planned) if n not in self.reverted]
         if not left or len(self.steps) >= MAX_REPAIRS:
-            return ()
+            return None
         if verdict.failure or any(f.unit == "bytes" for f in verdict.missed):
-            return tuple(left)
-        if any(f.name == "latency ratio" for f in verdict.missed):
-            return self._slower(left, times)
-        ranked = sorted(left, key=lambda n: -damage(state, levels).get(n, 0.0))
-        # Each attempt takes back twice as many layers as the one before; the last one takes them all.
-        count = max(1, len(ranked) // 2 ** max(MAX_REPAIRS - 2 - len(self.steps), 0))
-        return tuple(ranked[:count])
+            action, chosen = EVERYWHERE, left
+        elif any(f.name == "latency ratio" for f in verdict.missed):
+            action, chosen = SLOWER, self._slower(left, times)
+        else:
+            action, chosen = DAMAGING, self._damaging(left, _deficit_db(verdict))
+        reasons = [f"{f.name} is {f.reached:.4g}" for f in verdict.missed if f.reached is not None and _lasting(f.name)]
+        outcome = verdict.failure or "; ".join(reasons) or "latency ratio above its limit"
+        self.steps.append(RepairStep(action=action, layers=tuple(chosen), outcome=outcome))
+        self.reverted |= frozenset(chosen)
+        return reverted(self.planned, self.context, self.reverted)
 
-    def _slower(self, left: list[str], times: tuple[LayerTime, ...]) -> tuple[str, ...]:
-        if any(step.action == "float where integers are slower" for step in self.steps):
-            return tuple(left)
+    def replay(self, nodes: frozenset[str]) -> State:
+        """Return the planned state with the recorded nodes reverted."""
+        self.reverted = nodes
+        return reverted(self.planned, self.context, nodes) if nodes else self.planned
+
+    def _slower(self, left: list[str], times: Sequence[LayerTime]) -> list[str]:
+        """Return the nodes that the profile shows slower in integers; all of them at the second attempt."""
         slower = [
             t.name
             for t in times
-            if t.name in left
-            and t.before_us is not None
-            and t.after_us is not None
-            and t.after_us > max(t.before_us, MIN_TIME_US)
+            if t.name in left and t.before_us is not None and t.after_us is not None and t.after_us > t.before_us
         ]
-        return tuple(slower) or tuple(left)
+        again = any(step.action == SLOWER for step in self.steps)
+        return left if again or not slower else slower
 
-    def record(self, verdict: Verdict, nodes: tuple[str, ...]) -> None:
-        """Remember a step that is about to be tried."""
-        reasons = [f"{f.name}: {f.reached:.4g}, {f.direction} {f.limit:.4g}" for f in verdict.missed if f.reached is not None]
-        slow = any(f.name == "latency ratio" for f in verdict.missed)
-        action = "float where integers are slower" if slow else "float for the most damaging layers"
-        if verdict.failure:
-            action, reasons = "float everywhere", [verdict.failure]
-        self.steps.append(RepairStep(action=action, layers=nodes, outcome="; ".join(reasons)))
-        self.reverted |= frozenset(nodes)
+    def _damaging(self, left: list[str], deficit_db: float) -> list[str]:
+        """Return the stretches whose return to float closes the gap, as few and as short as trials find."""
+        trial = self.context.trial
+        if trial is None:
+            return left[: max(1, len(left) // 2)] if not self.steps else left
 
+        def level(nodes: Sequence[str]) -> float:
+            return trial(reverted(self.planned, self.context, self.reverted | frozenset(nodes)))
 
-def revert_rules(nodes: frozenset[str]) -> tuple[MatchRule, ...]:
-    """Return recipe rules that keep nodes in float and their weights in integers."""
-    return tuple(MatchRule(pattern=f"^{re.escape(n)}$", scheme="weight_only") for n in sorted(nodes))
-
-
-def damage(state: State, levels: Mapping[str, float]) -> dict[str, float]:
-    """Return, per integer compute node, the error-to-signal ratio that it adds to what it got."""
-    found: dict[str, float] = {}
-    for node in state.model.graph:
-        name = node.name or ""
-        if node.op_type not in COMPUTE_OPS or name not in _integer_nodes(state):
-            continue
-        tail = node.outputs[0]
-        for use in tail.uses():
-            if use.node.op_type in ("Relu", "Clip") and tail.name not in levels:
-                tail = use.node.outputs[0]
+        goal = level(()) + max(deficit_db + MARGIN_DB, MIN_GAIN_DB)
+        stretches = [list(s) for s in np.array_split(np.asarray(left, dtype=object), min(STRETCHES, len(left)))]
+        gains = {i: level(s) for i, s in enumerate(stretches)}
+        chosen: list[str] = []
+        reached = -np.inf
+        for index in sorted(gains, key=lambda i: -gains[i]):
+            chosen += stretches[index]
+            reached = level(chosen)
+            if reached >= goal:
                 break
-        source = node.inputs[0].name if node.inputs[0] is not None else ""
-        after, before = _ratio(levels.get(tail.name or "")), _ratio(levels.get(source or ""))
-        found[name] = max(after - before, 0.0)
-    return found
+        return _shortened(chosen, level, min(goal, reached))
 
 
-def _ratio(level: float | None) -> float:
-    return 0.0 if level is None else float(10.0 ** (-level / 10.0))
+def _shortened(chosen: list[str], level: Callable[[Sequence[str]], float], goal: float) -> list[str]:
+    """Return a shorter list that still reaches the goal: halves are dropped as long as that holds."""
+    while len(chosen) > 1:
+        half = len(chosen) // 2
+        if level(chosen[:half]) >= goal:
+            chosen = chosen[:half]
+        elif level(chosen[half:]) >= goal:
+            chosen = chosen[half:]
+        else:
+            break
+    return chosen
 
 
-def _integer_nodes(state: State) -> tuple[str, ...]:
+def _deficit_db(verdict: Verdict) -> float:
+    """Return how many dB the worst SQNR floor is missed by, 0 where the missed floor is no SQNR."""
+    gaps = [f.limit - f.reached for f in verdict.missed if f.unit == "dB" and f.reached is not None]
+    return max(gaps, default=0.0)
+
+
+def _lasting(name: str) -> bool:
+    """Return True for a figure that is the same in every run, so that the report may hold it."""
+    return name != "latency ratio"
+
+
+def compute_nodes(state: State) -> list[str]:
+    """Return the compute nodes that run in integers, in graph order."""
     kinds = (Precision.INTEGER, Precision.DYNAMIC)
-    return tuple(n.name for n in state.plan.nodes.values() if n.precision in kinds and n.op_type in COMPUTE_OPS)
+    plans = state.plan.nodes
+    return [
+        n.name or ""
+        for n in state.model.graph
+        if n.op_type in COMPUTE_OPS and (n.name or "") in plans and plans[n.name or ""].precision in kinds
+    ]
+
+
+def reverted(state: State, context: Context, nodes: frozenset[str]) -> State:
+    """Return the state with some nodes back in float; the grids of everything else are kept.
+
+    Args:
+        state: a completely planned state.
+        context: of the compilation.
+        nodes: compute nodes to revert; their weights stay in integers.
+    """
+    if not nodes:
+        return state
+    rules = tuple(MatchRule(pattern=f"^{re.escape(n)}$", scheme="weight_only") for n in sorted(nodes))
+    calmer = replace(context, recipe=replace(context.recipe, rules=(*context.recipe.rules, *rules)))
+    placed = make_pass("place").run(state, calmer).state.plan
+    kept = {k: state.plan.tensors.get(k, t) for k, t in placed.tensors.items()}
+    kept |= {k: t for k, t in state.plan.tensors.items() if t.role is Role.BIAS}
+    plan = replace(placed, tensors=kept, choices=state.plan.choices)
+    return replace(state, plan=plan.with_choice(REVERTED, ", ".join(sorted(nodes))))
+

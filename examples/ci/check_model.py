@@ -1,6 +1,6 @@
 """Compile a model in a pipeline, and fail if it lost too much: what the command line does, from Python.
 
-``python examples/ci/check_model.py MODEL.onnx SAMPLES.npz LABELS.npy SUMMARY.md`` ends with qcompile's exit codes.
+``python check_model.py MODEL.onnx SAMPLES.npz LABELS.npy SUMMARY.md`` ends with qcompile's exit codes.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from pathlib import Path
 from qcompiler import CompileResult, Recipe, compile_model
 from qcompiler.errors import FloorMissed, QCompileError
 from qcompiler.recipe import Floors
-from qcompiler.report.summary import markdown_summary
+from qcompiler.report.summary import write_summary
 
 FLOORS = Floors(max_drop=1.0, max_size_bytes=40_000)
 """At most one point of top-1 lost, and a file of at most 40 kB."""
@@ -32,7 +32,7 @@ def check(model: Path, data: Path, labels: Path, summary: Path) -> int:
     except QCompileError as error:
         print(f"not compiled: {error}", file=sys.stderr)
         return error.exit_code
-    summary.write_text(markdown_summary([result.report for result in results]), encoding="utf-8")
+    write_summary([result.report for result in results], summary)
     for result in results:
         print(f"{result.target}: {result.folder}")
     return code

@@ -10,16 +10,18 @@ from numpy.typing import NDArray
 from qcompiler.quant.histogram import TensorStatistics
 
 Range = tuple[float, float]
+Transfer = Callable[[NDArray[np.float64]], NDArray[np.float64]]
+"""What the network makes of a value before anything else reads it, such as SiLU."""
 PERCENTILE = 99.99
 CANDIDATES = 96
 
 
-def minmax_range(statistics: TensorStatistics, levels: int) -> Range:
+def minmax_range(statistics: TensorStatistics, levels: int, transfer: Transfer | None = None) -> Range:
     """Return the observed minimum and maximum."""
     return statistics.low, statistics.high
 
 
-def percentile_range(statistics: TensorStatistics, levels: int) -> Range:
+def percentile_range(statistics: TensorStatistics, levels: int, transfer: Transfer | None = None) -> Range:
     """Return the central range that holds ``PERCENTILE`` percent of the observed values."""
     edges = _edges(statistics)
     share = np.cumsum(statistics.counts) / max(int(statistics.counts.sum()), 1)
@@ -30,36 +32,44 @@ def percentile_range(statistics: TensorStatistics, levels: int) -> Range:
     return max(float(low), statistics.low), min(float(high), statistics.high)
 
 
-def mse_range(statistics: TensorStatistics, levels: int) -> Range:
+def silu(x: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return x * sigmoid(x)."""
+    return np.asarray(x / (1.0 + np.exp(-np.clip(x, -60.0, 60.0))))
+
+
+def mse_range(statistics: TensorStatistics, levels: int, transfer: Transfer | None = None) -> Range:
     """Return the range with the least expected squared error of a grid with ``levels`` codes.
 
     Expected error = clipping error of the histogram outside the range + step^2 / 12 for the values inside
-    that are not exactly zero (0 is always a code). Low and high end are searched in turn.
+    that are not exactly zero (0 is always a code). Low and high end are searched in turn. With a transfer
+    function, both errors are those behind it: what SiLU flattens anyway costs nothing to cut off.
     """
     centers, weight = _centers(statistics)
-    live = 1.0 - statistics.zeros
+    through = transfer if transfer is not None else _unchanged
+    exact = through(centers)
+    reach = max(float(np.ptp(centers)) * 1e-4, 1e-12)
+    slope = (through(centers + reach) - through(centers - reach)) / (2.0 * reach)
+    live = (1.0 - statistics.zeros) * float(np.square(slope) @ weight)
     low, high = min(statistics.low, 0.0), max(statistics.high, 0.0)
 
-    def error(lows: NDArray[np.float64], highs: NDArray[np.float64]) -> NDArray[np.float64]:
-        below = np.maximum(lows[:, None] - centers, 0.0)
-        above = np.maximum(centers - highs[:, None], 0.0)
-        clipped = (np.square(below) + np.square(above)) @ weight
-        step = (highs - lows) / (levels - 1)
-        return np.asarray(clipped + live * np.square(step) / 12.0)
+    def error(bounds: Range) -> float:
+        clipped = np.square(through(np.clip(centers, *bounds)) - exact) @ weight
+        step = (bounds[1] - bounds[0]) / (levels - 1)
+        return float(clipped + live * step**2 / 12.0)
 
-    shrink = np.linspace(1.0, 0.2, CANDIDATES)
-    best_low, best_high = low, high
+    best = (low, high)
+    shrink = np.linspace(1.0, 0.0 if transfer is not None else 0.2, CANDIDATES)
     for _ in range(2):
-        if high > 0:
-            highs = high * shrink
-            best_high = float(highs[int(np.argmin(error(np.full(CANDIDATES, best_low), highs)))])
-        if low < 0:
-            lows = low * shrink
-            best_low = float(lows[int(np.argmin(error(lows, np.full(CANDIDATES, best_high))))])
-    return best_low, best_high
+        best = min([best, *((best[0], high * s) for s in shrink if high * s > best[0])], key=error)
+        best = min([best, *((low * s, best[1]) for s in shrink if low * s < best[1])], key=error)
+    return best
 
 
-def entropy_range(statistics: TensorStatistics, levels: int) -> Range:
+def _unchanged(x: NDArray[np.float64]) -> NDArray[np.float64]:
+    return x
+
+
+def entropy_range(statistics: TensorStatistics, levels: int, transfer: Transfer | None = None) -> Range:
     """Return the range whose quantized histogram has the least Kullback-Leibler divergence from the observed one.
 
     Source: Migacz, "8-bit inference with TensorRT" (2017). Differs: the range shrinks towards zero from both
@@ -112,10 +122,10 @@ def _centers(statistics: TensorStatistics) -> tuple[NDArray[np.float64], NDArray
     return centers, statistics.counts / total
 
 
-RANGE_METHODS: dict[str, Callable[[TensorStatistics, int], Range]] = {
+RANGE_METHODS: dict[str, Callable[[TensorStatistics, int, Transfer | None], Range]] = {
     "minmax": minmax_range,
     "percentile": percentile_range,
     "entropy": entropy_range,
     "mse": mse_range,
 }
-"""Calibration methods by name; each takes (statistics, number of codes)."""
+"""Calibration methods by name; each takes (statistics, number of codes, transfer); only MSE looks at the last."""
