@@ -22,6 +22,8 @@ BEST = "best"
 SEARCHED = ("mse", "minmax", "percentile")
 """Methods that "best" tries; entropy never won a trial on the networks it was measured on, and takes longest."""
 STRETCHES = 8
+TYPICAL_NODES = 160
+"""Networks of more nodes are searched in fewer stretches, because every trial takes longer."""
 MIN_GAIN_DB = 0.05
 
 
@@ -118,7 +120,8 @@ def _search(grids: _Grids, state: State, context: Context) -> tuple[dict[str, st
     metrics = [Metric(f"trial {m}", value, "dB") for m, value in whole.items()]
     chosen, reached = dict.fromkeys(grids.names, best), whole[best]
     others = [m for m in SEARCHED if m != best]
-    stretches = np.array_split(np.asarray(grids.names, dtype=object), min(STRETCHES, len(grids.names)))
+    count = min(max(STRETCHES * TYPICAL_NODES // len(state.plan.nodes), 1), STRETCHES, len(grids.names))
+    stretches = np.array_split(np.asarray(grids.names, dtype=object), count)
     for number, stretch in enumerate(stretches):
         context.progress("searching ranges", number, len(stretches))
         for method in others:

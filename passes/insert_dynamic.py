@@ -30,6 +30,8 @@ class InsertDynamic:
 
     def run(self, state: State, context: Context) -> PassResult:
         """Return the state with a graph in which every dynamic node multiplies integers."""
+        if not any(n.precision is Precision.DYNAMIC for n in state.plan.nodes.values()):
+            return PassResult(state, PassReport(name=self.name, changed=False))
         model = clone(state.model)
         taken = value_names(model)
         quantized: dict[ir.Value, list[ir.Value]] = {}

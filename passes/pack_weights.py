@@ -35,6 +35,8 @@ class PackWeights:
 
     def run(self, state: State, context: Context) -> PassResult:
         """Return the state with a graph in which every weight-only tensor is stored in integers."""
+        if not any(n.precision is Precision.WEIGHT_ONLY for n in state.plan.nodes.values()):
+            return PassResult(state, PassReport(name=self.name, changed=False))
         model = clone(state.model)
         taken = value_names(model)
         packed: set[str] = set()

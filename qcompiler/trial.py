@@ -27,6 +27,9 @@ FINISHING: tuple[tuple[Fact, str], ...] = (
 )
 """What is run, in order, for every fact that a state lacks."""
 
+LOSSLESS = frozenset({"pack-constants"})
+"""Lowering passes that change no value: a trial does without."""
+
 OBSERVED = 16
 """Samples observed in a trial that has no statistics yet."""
 
@@ -58,7 +61,7 @@ class Trial:
     def lowered(self, state: State) -> ir.Model:
         """Return the state's model with the plan written into it, completed where facts are missing."""
         names = [name for fact, name in FINISHING if fact not in state.facts]
-        names += ["correct-bias", *self._target.lower_passes()]
+        names += ["correct-bias", *(n for n in self._target.lower_passes() if n not in LOSSLESS)]
         steps = Pipeline(tuple(make_pass(n) for n in names), check=False)
         return steps.run(state, self._context)[0].model
 
