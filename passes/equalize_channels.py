@@ -25,7 +25,7 @@ CHANNELWISE = frozenset(
 )
 """Operators with f(s x) = s f(x) for s > 0, channel by channel."""
 
-SAMPLES = 16
+SAMPLES = 8
 SIGMAS = 4.0
 MIN_GAIN_DB = 0.5
 """A trial of so few samples can mislead by some tenths of a decibel.""" 

@@ -36,7 +36,7 @@ from qcompiler.verify import GateInputs, GateResult, verify
 
 T = TypeVar("T")
 
-LEVEL_SAMPLES = 4
+LEVEL_SAMPLES = 2
 """Samples on which the error of every layer is measured for the report."""
 
 

@@ -10,13 +10,11 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from qcompiler.data import Dataset, Subset
-from qcompiler.model.save import to_proto
 from qcompiler.pipeline import Pipeline
 from qcompiler.protocols import Target
 from qcompiler.quant.grid import power_ratio_db
 from qcompiler.registry import make_pass
 from qcompiler.runtime.capture import Executor, stream
-from qcompiler.runtime.sessions import open_session
 from qcompiler.state import Context, Fact, State
 
 FINISHING: tuple[tuple[Fact, str], ...] = (
@@ -30,7 +28,9 @@ FINISHING: tuple[tuple[Fact, str], ...] = (
 LOSSLESS = frozenset({"pack-constants"})
 """Lowering passes that change no value: a trial does without."""
 
-OBSERVED = 16
+SQUASHING = frozenset({"Softmax", "LogSoftmax", "Sigmoid"})
+
+OBSERVED = 8
 """Samples observed in a trial that has no statistics yet."""
 
 
@@ -46,17 +46,15 @@ class Trial:
 
     def __init__(self, reference: ir.Model, target: Target, acceptance: Dataset, context: Context) -> None:
         self._samples, self._target = acceptance, target
-        self._names = [v.name or "" for v in reference.graph.outputs]
+        names = measured_values(reference)
         threads = context.recipe.threads
         self._expected = [
-            {n: np.asarray(v) for n, v in values.items()}
-            for values in stream(reference, self._names, acceptance, threads=threads)
+            [np.asarray(values[n]) for n in names] for values in stream(reference, names, acceptance, threads=threads)
         ]
         few = context.calibration
         if few is not None and len(few) > OBSERVED:
             few = Subset(few, range(0, len(few), len(few) // OBSERVED)[:OBSERVED])
         self._context = replace(context, calibration=few, trial=None, progress=_quiet)
-        self.runs = 0
 
     def lowered(self, state: State) -> ir.Model:
         """Return the state's model with the plan written into it, completed where facts are missing."""
@@ -70,22 +68,37 @@ class Trial:
 
         Outputs count alike: the mean of their error-to-signal ratios is what is returned.
         """
-        self.runs += 1
-        model = to_proto(self.lowered(state)).SerializeToString()
-        session = open_session(model, threads=self._context.recipe.threads)
-        signal, error = np.zeros(len(self._names)), np.zeros(len(self._names))
+        model = self.lowered(state)
+        names = measured_values(model)
+        executor = Executor(model, names, self._context.recipe.threads)
+        signal, error = np.zeros(len(names)), np.zeros(len(names))
         for index, expected in enumerate(self._expected):
-            found = session.run(self._names, self._samples[index])
-            for which, name in enumerate(self._names):
-                if expected[name].dtype.kind != "f":
+            found = executor.run(self._samples[index])
+            for which, name in enumerate(names):
+                if expected[which].dtype.kind != "f":
                     continue
-                a, b = _finite(expected[name], found[which])
+                a, b = _finite(expected[which], np.asarray(found[name]))
                 signal[which] += float(a @ a)
                 error[which] += float(np.sum((a - b) ** 2))
         live = signal > 0
         ratio = float(np.mean(error[live] / signal[live])) if live.any() else 0.0
         level = power_ratio_db(1.0, ratio)
         return 200.0 if level is None else level
+
+
+def measured_values(model: ir.Model) -> list[str]:
+    """Return the value that is compared for every output: logits where the output is probabilities.
+
+    Behind a Softmax the error of a few undecided samples outweighs all others, and a search on few samples
+    would follow those.
+    """
+    found = []
+    for value in model.graph.outputs:
+        producer = value.producer()
+        if producer is not None and producer.op_type in SQUASHING and producer.inputs[0] is not None:
+            value = producer.inputs[0]
+        found.append(value.name or "")
+    return found
 
 
 def layer_levels(

@@ -41,8 +41,10 @@ MAX_DROP_POINTS = 1.0
 MAX_DROP_SAMPLES = 2
 """Default floors; why these, is in docs/decisions/0006."""
 MAX_LATENCY_RATIO = 1.02
-LATENCY_SECONDS = 1.0
+LATENCY_SECONDS = 0.8
 LATENCY_RETRIES = 2
+HOPELESS = 1.3
+"""A ratio this far above the limit is no accident of one process."""
 TOGETHER_BELOW_BYTES = 1 << 30
 """Above this the original and the result run one after the other."""
 
@@ -140,7 +142,7 @@ def _timed_again(findings: GateFindings, job: GateJob, inputs: GateInputs, folde
         if findings.failure or not findings.blocks:
             return findings
         found = latency_comparison(findings.blocks, warmup=findings.warmup, threads=inputs.threads)
-        if found.ratio_min <= limit:
+        if found.ratio_min <= limit or found.ratio_min > limit * HOPELESS:
             return findings
         again = run_gate(replace(job, stages=("latency",)), folder)
         findings = replace(findings, blocks=(*findings.blocks, *again.blocks))

@@ -13,7 +13,9 @@ from numpy.typing import NDArray
 
 NUM_BINS = 2048
 MAX_VALUES = 1 << 15
-"""Values of one tensor and sample that enter the histogram; minimum, maximum and channel sums use them all."""
+"""Values of one tensor and sample that enter the histogram; minimum and maximum use them all."""
+MAX_POSITIONS = 1 << 10
+"""Positions of one channel and sample that enter its mean and power."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -57,10 +59,12 @@ class StreamingStatistics:
         """Take in one sample; non-finite values are refused by the caller."""
         if values.size == 0:
             return
-        low, high = float(values.min()), float(values.max())
+        table = _by_channel(values)
+        lows, highs = table.min((0, 2)), table.max((0, 2))
+        low, high = float(lows.min()), float(highs.max())
         self.low, self.high = min(self.low, low), max(self.high, high)
         self.samples += 1
-        self._add_channels(values)
+        self._add_channels(table, np.maximum(highs, -lows).astype(np.float64))
         flat = values.reshape(-1)
         if flat.size > MAX_VALUES:
             # An odd stride walks through all positions of power-of-two shaped maps.
@@ -87,29 +91,17 @@ class StreamingStatistics:
             samples=self.samples,
         )
 
-    def _add_channels(self, values: NDArray[np.floating]) -> None:
-        if values.ndim == 0:
-            return
-        axis = channel_axis(values.ndim)
-        table = np.moveaxis(values, axis, -1).reshape(-1, values.shape[axis]) if axis != values.ndim - 1 else None
-        if table is None:
-            table = values.reshape(-1, values.shape[-1])
-            total, power = table.sum(0, dtype=np.float64), np.einsum("ij,ij->j", table, table)
-            peak = np.abs(table).max(0)
-        else:
-            rows = values.reshape(values.shape[0], values.shape[1], -1)
-            total = rows.sum((0, 2), dtype=np.float64)
-            power = np.einsum("ncp,ncp->c", rows, rows)
-            peak = np.maximum(rows.max((0, 2)), -rows.min((0, 2)))
+    def _add_channels(self, table: NDArray[np.floating], peak: NDArray[np.float64]) -> None:
+        few = table[:, :, :: table.shape[2] // MAX_POSITIONS | 1] if table.shape[2] > MAX_POSITIONS else table
+        few = np.ascontiguousarray(few, np.float64)
+        total, power = few.sum((0, 2)), np.einsum("ncp,ncp->c", few, few)
         if self._sum.shape != total.shape:
             if self._sum.size:  # a channel axis of varying length has no channel statistics
                 total = power = peak = np.zeros(0)
-            self._sum, self._power = np.zeros(total.shape), np.zeros(total.shape)
-            self._peak = np.zeros(total.shape)
-        self._sum = self._sum + total
-        self._power = self._power + power.astype(np.float64)
-        self._peak = np.maximum(self._peak, peak.astype(np.float64))
-        self._rows += values.size // max(values.shape[axis], 1)
+            self._sum, self._power, self._peak = (np.zeros(total.shape) for _ in range(3))
+        self._sum, self._power = self._sum + total, self._power + power
+        self._peak = np.maximum(self._peak, peak)
+        self._rows += few.shape[0] * few.shape[2]
 
     def _fit_grid(self, low: float, high: float) -> None:
         if self._width == 0.0:
@@ -132,6 +124,10 @@ class StreamingStatistics:
         self._width *= 2
 
 
-def channel_axis(rank: int) -> int:
-    """Return the axis that holds the channels of an activation: 1 for images, the last one otherwise."""
-    return 1 if rank >= 4 else rank - 1
+def _by_channel(values: NDArray[np.floating]) -> NDArray[np.floating]:
+    """Return an activation as (batch, channels, positions): channels are axis 1 of images, else the last axis."""
+    if values.ndim >= 4:
+        return values.reshape(values.shape[0], values.shape[1], -1)
+    if values.ndim == 0:
+        return values.reshape(1, 1, 1)
+    return values.reshape(-1, values.shape[-1], 1)

@@ -1,0 +1,85 @@
+"""Links lead somewhere, lists are complete, and figures are those of the code."""
+
+import re
+
+import pytest
+
+from qcompiler import verify
+from qcompiler.passes import PASSES
+from qcompiler.state import Fact
+from qcompiler.targets import TARGETS
+from tests.docs.markdown import LINK, without_links
+
+GENERATED = {"docs/benchmarks.md"}
+"""Written by a command after the rest; a link to it may lead to a file that is not there yet."""
+
+
+def documents(root):
+    found = [*root.glob("*.md"), *root.glob("docs/**/*.md"), *root.glob("*/README.md")]
+    return sorted(set(found))
+
+
+def test_links_lead_to_files(root):
+    broken = []
+    for path in documents(root):
+        for target in LINK.findall(path.read_text(encoding="utf-8")):
+            place = (path.parent / target).resolve()
+            if "://" not in target and not place.exists() and str(place.relative_to(root)) not in GENERATED:
+                broken.append(f"{path.relative_to(root)}: {target}")
+    assert broken == []
+
+
+def test_readme_links_every_guide_and_the_changelog_is_there(root):
+    readme = (root / "README.md").read_text(encoding="utf-8")
+    for name in ("cli", "recipe", "report-schema", "writing-a-pass", "writing-a-target"):
+        assert f"docs/{name}.md" in readme
+    assert (root / "CHANGELOG.md").read_text(encoding="utf-8").startswith("# Changelog")
+    assert "Apache License" in (root / "LICENSE").read_text(encoding="utf-8")
+
+
+def test_lines_are_short(root):
+    long = [
+        f"{path.name}:{number}"
+        for path in documents(root)
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1)
+        if len(without_links(line)) > 120 and not line.startswith(("|", "$"))
+    ]
+    assert long == []
+
+
+@pytest.mark.parametrize("name", [*PASSES, *TARGETS])
+def test_every_pass_and_target_is_named_in_the_readme(name, root):
+    assert f"`{name}`" in (root / "README.md").read_text(encoding="utf-8")
+
+
+def test_every_fact_is_explained(root):
+    text = (root / "docs" / "writing-a-pass.md").read_text(encoding="utf-8")
+    for fact in Fact:
+        assert f"| `{fact.name}` |" in text
+
+
+def test_decisions_are_numbered_and_have_four_parts(root):
+    paths = sorted((root / "docs" / "decisions").glob("*.md"))
+    assert [path.name[:4] for path in paths] == [f"{n:04d}" for n in range(1, len(paths) + 1)]
+    for path in paths:
+        text = path.read_text(encoding="utf-8")
+        assert text.startswith(f"# {path.name[:4]} ")
+        assert re.findall(r"^\*\*(\w+)\.\*\*", text, re.MULTILINE) == [
+            "Context",
+            "Options",
+            "Decision",
+            "Consequence",
+        ]
+        assert len(text.splitlines()) < 60, "one page each"
+
+
+def test_the_default_floors_are_those_of_the_gate(root):
+    text = (root / "docs" / "decisions" / "0006-default-floors.md").read_text(encoding="utf-8")
+    for row in (
+        f"| loss of top-1 | at most {verify.MAX_DROP_POINTS:g} point, or {verify.MAX_DROP_SAMPLES} samples",
+        f"| agreement | at least {100 * verify.MIN_AGREEMENT:g} % of the answers |",
+        f"| SQNR | at least {verify.MIN_SQNR_DB:g} dB | outputs that are no class scores",
+        f"| SQNR | at least {verify.MIN_SYNTHETIC_SQNR_DB:g} dB | synthetic inputs |",
+        f"| latency ratio | at most {verify.MAX_LATENCY_RATIO:g} |",
+    ):
+        assert row in text
