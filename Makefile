@@ -39,7 +39,7 @@ clean:
 # One stamp for each set of extras; it is older than what it depends on, and pip runs again.
 $(VENV)/%-installed: pyproject.toml constraints.txt | $(BIN)/python
 	@echo "installing qcompiler[$*] into $(VENV) ..."
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[$*]"
+	@$(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[$*]"
 	@touch $@
 
 $(BIN)/python:

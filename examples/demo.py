@@ -42,11 +42,13 @@ def main() -> int:
     model = provide_model(folder)
     if code := run(EXAMPLES / "digits_data.py", folder):
         return code
-    command = ["qcompile", str(model), "--target", "arm", "--target", "x86"]
-    command += ["--data", str(folder / "digits.npz"), "--labels", str(folder / "labels.npy")]
-    command += ["--verify-samples", "512", "--output", str(folder / "result"), "--force"]
-    print("\n$ " + " ".join(command) + "\n")
-    code = run("-m", "qcompiler", *command[1:])
+    options = (
+        ("--target", "arm", "--target", "x86"),
+        ("--data", str(folder / "digits.npz"), "--labels", str(folder / "labels.npy")),
+        ("--verify-samples", "512", "--output", str(folder / "result"), "--force"),
+    )
+    print(f"\n$ qcompile {model}", *(" ".join(words) for words in options), sep=" \\\n    ", end="\n\n")
+    code = run("-m", "qcompiler", model, *(word for words in options for word in words))
     if code == 0:
         print(f"\nOpen {folder / 'result' / 'comparison.html'} in a browser for the full report.")
     return code

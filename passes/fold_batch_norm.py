@@ -9,7 +9,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from qcompiler.model.edit import add_initializer, clone, constant_of, fresh_name, value_names
+from qcompiler.model.edit import add_initializer, clone, constant_of, fresh_name, take_over, value_names
 from qcompiler.protocols import PassKind, PassResult
 from qcompiler.records import Metric, PassReport, Skip
 from qcompiler.state import ChannelMoments, Context, Fact, State
@@ -180,7 +180,7 @@ def _fold(graph: ir.Graph, node: ir.Node, affine: Affine, taken: set[str]) -> No
         producer.replace_input_with(2, add_initializer(graph, name, bias.astype(dtype)))
     if producer.op_type == "MatMul" and len(producer.inputs) > 2:
         producer = _as_gemm(graph, producer)
-    _take_over_output(graph, producer, node)
+    take_over(node, producer.outputs[0])
 
 
 def _is_matrix_product(node: ir.Node) -> bool:
@@ -191,28 +191,11 @@ def _is_matrix_product(node: ir.Node) -> bool:
 def _as_gemm(graph: ir.Graph, product: ir.Node) -> ir.Node:
     """Replace a matrix product that got an offset by a Gemm of the same name, and return that."""
     gemm = ir.node("Gemm", list(product.inputs), name=product.name)
-    made, old = gemm.outputs[0], product.outputs[0]
-    made.type, made.shape, made.name = old.type, old.shape, old.name
     graph.insert_after(product, gemm)
-    old.replace_all_uses_with(made)
-    graph.remove(product, safe=True)
+    take_over(product, gemm.outputs[0])
     return gemm
 
 
 def _transposed(producer: ir.Node) -> bool:
     flag = producer.attributes.get("transB")
     return producer.op_type == "Gemm" and flag is not None and bool(flag.as_int())
-
-
-def _take_over_output(graph: ir.Graph, producer: ir.Node, node: ir.Node) -> None:
-    """Let the producer make the node's output under the node's name, and remove the node."""
-    old, made = node.outputs[0], producer.outputs[0]
-    name, is_output = old.name, old.is_graph_output()
-    made.type, made.shape = old.type, old.shape
-    old.replace_all_uses_with(made)
-    if is_output:
-        for index, output in enumerate(graph.outputs):
-            if output is old:
-                graph.outputs[index] = made
-    graph.remove(node, safe=True)
-    made.name = name

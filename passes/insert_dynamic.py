@@ -8,7 +8,7 @@ from typing import ClassVar
 import onnx_ir as ir
 
 from qcompiler.lowering import lazy_codes
-from qcompiler.model.edit import add_initializer, all_nodes, clone, drop_unused, fresh_name, value_names
+from qcompiler.model.edit import add_initializer, all_nodes, clone, drop_unused, fresh_name, take_over, value_names
 from qcompiler.plan import Precision, Role, TensorPlan
 from qcompiler.protocols import PassKind, PassResult
 from qcompiler.records import Metric, PassReport
@@ -95,14 +95,5 @@ def _multiply(
     result = ir.node("Mul", [cast.outputs[0], factor.outputs[0]], name=node.name)
     for made in (product, cast, factor):
         made.outputs[0].name = made.name
-    old, new = node.outputs[0], result.outputs[0]
-    name, is_output = old.name, old.is_graph_output()
-    new.type, new.shape = old.type, old.shape
     graph.insert_before(node, [product, cast, factor, result])
-    old.replace_all_uses_with(new)
-    if is_output:
-        for index, output in enumerate(graph.outputs):
-            if output is old:
-                graph.outputs[index] = new
-    graph.remove(node, safe=True)
-    new.name = name
+    take_over(node, result.outputs[0])

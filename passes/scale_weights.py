@@ -115,8 +115,8 @@ def _balanced(tensor: TensorPlan, node: ir.Node, index: int) -> TensorPlan:
     array, spec, scale = constant_of(node.inputs[index]), tensor.spec, tensor.scale
     if array is None or spec is None or scale is None or array.size > LARGE or spec.axis is None:
         return tensor
-    if node.op_type not in ("Conv", "Gemm", "MatMul"):
-        return tensor
+    if node.op_type not in ("Conv", "Gemm"):
+        return tensor  # inputs of other products are centered: there is no shift to cancel
     weight = np.asarray(array, np.float32)
     kernel = int(np.prod(weight.shape[2:])) if node.op_type == "Conv" else 1
     rows = balanced_codes(as_rows(weight, spec.axis), scale, kernel, spec.code_range[1])

@@ -1,4 +1,4 @@
-"""Files that a target wants beside ``model.onnx``; each is loaded and compared before it counts."""
+"""Files that a target wants beside ``model.onnx``; the gate loads each and compares it before it counts."""
 
 from __future__ import annotations
 
@@ -8,20 +8,7 @@ from pathlib import Path
 
 from qcompiler.errors import QCompileError
 
-_CONVERT = """
-import sys
-import onnxruntime as ort
-options = ort.SessionOptions()
-options.log_severity_level = 4
-options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
-options.optimized_model_filepath = sys.argv[2]
-options.add_session_config_entry("session.save_model_format", "ORT")
-options.add_session_config_entry("session.qdqisint8allowed", "1")
-# NCHWc blocks are a layout of this machine, not of the target.
-ort.InferenceSession(
-    sys.argv[1], options, providers=["CPUExecutionProvider"], disabled_optimizers=["NchwcTransformer"]
-)
-"""
+_CHILD = Path(__file__).with_name("runtime") / "_convert_child.py"
 
 
 def write_artifact(name: str, model: Path) -> Path:
@@ -35,11 +22,10 @@ def write_artifact(name: str, model: Path) -> Path:
         QCompileError: nobody knows how to write it, or the runtime's converter failed.
     """
     if name != "model.ort":
-        raise QCompileError(f"no writer for the file '{name}'")
+        raise QCompileError(f"no writer for the file '{name}'; a target may ask for model.ort")
     path = model.with_name(name)
-    done = subprocess.run(
-        [sys.executable, "-P", "-c", _CONVERT, str(model), str(path)], capture_output=True, check=False, text=True
-    )
+    command = [sys.executable, "-P", str(_CHILD), str(model), str(path)]
+    done = subprocess.run(command, capture_output=True, check=False, text=True)
     if done.returncode or not path.exists():
         reason = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
         raise QCompileError(f"ONNX Runtime could not write {name}: {reason[:300]}")

@@ -32,10 +32,11 @@ from qcompiler.runtime.machine import machine_name
 from qcompiler.samples import Samples, class_outputs, prepare_samples
 from qcompiler.state import Context, Fact, Progress, State, no_progress
 from qcompiler.trial import Trial, layer_levels
-from qcompiler.verify import GateInputs, GateResult, verify
+from qcompiler.verify import SMALLER, GateInputs, GateResult, verify
 
 T = TypeVar("T")
 
+NAMED_SKIPS = 5
 LEVEL_SAMPLES = 2
 """Samples on which the error of every layer is measured for the report."""
 
@@ -158,6 +159,18 @@ class _Compilation:
             lines.append(f"  {node.precision:<12} {node.op_type:<20} {node.name}  ({node.reason})")
         return lines
 
+    def _refuse_nothing(self, plan: CompressionPlan, reports: Sequence[PassReport]) -> None:
+        """Raise NothingToCompress if a plan compresses nothing, unless the user accepts that."""
+        if _compresses(plan) or self.job.recipe.allow_unchanged:
+            return
+        skips = [f"{s.tensor}: {s.reason}" for r in reports for s in r.skipped if r.name == "place"]
+        reasons = "; ".join(skips[:NAMED_SKIPS]) if skips else "it holds no weights worth storing in integers"
+        more = f" (and {len(skips) - NAMED_SKIPS} more)" if len(skips) > NAMED_SKIPS else ""
+        raise NothingToCompress(
+            f"{self.job.path}: nothing to compress for {self.target.full_name}: {reasons}{more}; "
+            "--allow-unchanged accepts that"
+        )
+
     # -- decide ------------------------------------------------------------------------------------
 
     def _context(self) -> Context:
@@ -242,6 +255,8 @@ class _Compilation:
         return Pipeline(steps).run(state, context, self._dump(folder))
 
     def _write(self, lowered: State, folder: Path) -> dict[str, int]:
+        if not _compresses(lowered.plan):
+            lowered = replace(lowered, model=self.job.loaded.model)
         written = list(save_model(lowered.model, folder / "model.onnx"))
         written += [write_artifact(name, folder / "model.onnx") for name in self.target.artifacts()]
         return {p.name: p.stat().st_size for p in written}
@@ -261,6 +276,8 @@ class _Compilation:
             floors=job.recipe.floors,
             threads=job.recipe.threads,
             target=self.target,
+            require_data=job.recipe.require_data,
+            unchanged=not _compresses(state.plan),
         )
 
     def _levels(self, state: State, lowered: State) -> dict[str, float]:
@@ -326,13 +343,6 @@ class _Compilation:
 
 def _compresses(plan: CompressionPlan) -> bool:
     return any(t.role is Role.WEIGHT and t.scale is not None for t in plan.tensors.values())
-
-
-def _nothing(path: Path, target: Target, reports: Sequence[PassReport]) -> str:
-    skips = [f"{s.tensor}: {s.reason}" for r in reports for s in r.skipped]
-    reasons = "; ".join(skips[:5]) if skips else "it holds no weights"
-    more = f" (and {len(skips) - 5} more)" if len(skips) > 5 else ""
-    return f"{path}: nothing to compress for {target.full_name}: {reasons}{more}; --allow-unchanged accepts that"
 
 
 def versions() -> dict[str, str]:

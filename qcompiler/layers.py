@@ -137,6 +137,8 @@ def _cause(node: ir.Node, value: str, state: State, levels: Mapping[str, float])
     weight = _weight(node, state.plan)
     if weight is not None and weight.error_db is not None and weight.error_db < COARSE_WEIGHTS_DB:
         return "weight rounding"
+    if statistics.samples == 0:
+        return "range estimated without data"
     if statistics.samples < FEW_SAMPLES:
         return "few samples"
     return "activation rounding"

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import importlib
+import sys
 from collections.abc import Callable, Mapping
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, cast
@@ -103,8 +105,14 @@ def _load(kind: str, name: str, table: Mapping[str, str], group: str) -> Any:  #
 def _plugins(group: str, builtin: Mapping[str, str]) -> dict[str, EntryPoint]:
     """Return third-party entry points; a name that is taken is an error, not a silent override."""
     found: dict[str, EntryPoint] = {}
-    for point in entry_points(group=group):
+    for point in _entry_points(group, tuple(sys.path)):
         if point.name in builtin or point.name in found:
             raise UsageError(f"'{point.name}' ({point.value}) takes a name of group {group} that is taken")
         found[point.name] = point
     return found
+
+
+@functools.cache
+def _entry_points(group: str, path: tuple[str, ...]) -> tuple[EntryPoint, ...]:
+    """Return the installed entry points of a group; every folder of the path is searched once, not per name."""
+    return tuple(entry_points(group=group))

@@ -65,11 +65,6 @@ class Repair:
         self.reverted |= frozenset(chosen)
         return reverted(self.planned, self.context, self.reverted)
 
-    def replay(self, nodes: frozenset[str]) -> State:
-        """Return the planned state with the recorded nodes reverted."""
-        self.reverted = nodes
-        return reverted(self.planned, self.context, nodes) if nodes else self.planned
-
     def _slower(self, left: list[str], times: Sequence[LayerTime]) -> list[str]:
         """Return the nodes that the profile shows slower in integers; all of them at the second attempt."""
         slower = [

@@ -68,7 +68,7 @@ def prepare_samples(model: ir.Model, recipe: Recipe) -> Samples:
     accepted, spare = parts.acceptance[:few], parts.acceptance[few:]
     calibrated = tuple(sorted((*parts.calibration, *spare)))
     notes = list(data.notes)
-    if verify < recipe.verify_samples:
+    if len(parts.verification) == verify < recipe.verify_samples:
         notes.append(f"verified on {verify} samples: the model is large, and the gate's time is bounded")
     facts = DataFacts(
         source=data.source,

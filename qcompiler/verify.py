@@ -45,6 +45,10 @@ LATENCY_SECONDS = 0.8
 LATENCY_RETRIES = 2
 HOPELESS = 1.3
 """A ratio this far above the limit is no accident of one process."""
+SMALLER = "file smaller than the original"
+COMPANION_SAMPLES = 8
+COMPANION_DB = 60.0
+"""The same integers give the same outputs; float parts may be fused in another order."""
 TOGETHER_BELOW_BYTES = 1 << 30
 """Above this the original and the result run one after the other."""
 
@@ -65,6 +69,8 @@ class GateInputs:
         classes: names of outputs that hold class scores.
         floors: as asked.
         threads: threads of both sessions.
+        require_data: accuracy that was not verified on real samples is a missed floor.
+        unchanged: the result is the original, so it need not be smaller.
     """
 
     original: Path
@@ -79,6 +85,8 @@ class GateInputs:
     floors: Floors
     threads: int
     target: Target
+    require_data: bool = False
+    unchanged: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,7 +114,11 @@ def verify(inputs: GateInputs, files: Mapping[str, int], result: Path) -> GateRe
         else:
             findings, share, outputs = _run_in_turn(inputs, result, folder, count)
         metric = None if findings.failure else _metric(inputs, findings, folder / "outputs.npz")
+        companions = {} if findings.failure else _companions(inputs, files, result, folder, count)
     verdict = _verdict(inputs, files, findings, share, outputs, metric)
+    wrong = [f"{name} {problem}" for name, problem in companions.items() if problem]
+    agree = tuple(f"{name} loads and gives the same outputs as {result.name}" for name, p in companions.items() if not p)
+    verdict = replace(verdict, notes=(*verdict.notes, *agree), failure=verdict.failure or "; ".join(wrong))
     return GateResult(verdict=verdict, layer_times=node_times(findings.nodes, inputs.float_model, inputs.planned_model))
 
 
@@ -129,6 +141,29 @@ def _run_together(
     optimized = folder / "optimized.onnx"
     share = integer_share(optimized, inputs.planned_model) if optimized.exists() else None
     return _checked(findings), share, _outputs(inputs, findings)
+
+
+def _companions(
+    inputs: GateInputs, files: Mapping[str, int], result: Path, folder: Path, count: int
+) -> dict[str, str]:
+    """Return file name -> problem ("" if there is none) of every runnable file beside the model."""
+    found: dict[str, str] = {}
+    for name in (n for n in files if n.endswith(".ort")):
+        job = GateJob(
+            original=result,
+            result=result.with_name(name),
+            samples=folder,
+            count=min(count, COMPANION_SAMPLES),
+            threads=inputs.threads,
+            stages=("compare",),
+        )
+        findings = _checked(run_gate(job, folder))
+        levels = [output_comparison(o, classes=False).sqnr_db for o in findings.outputs]
+        worst = min((v for v in levels if v is not None), default=None)
+        found[name] = findings.failure and f"does not run: {findings.failure}"
+        if not found[name] and worst is not None and worst < COMPANION_DB:
+            found[name] = f"differs from {result.name}: {worst:.1f} dB, at least {COMPANION_DB:.0f} dB expected"
+    return found
 
 
 def _timed_again(findings: GateFindings, job: GateJob, inputs: GateInputs, folder: Path) -> GateFindings:
@@ -309,9 +344,10 @@ def _floors(inputs: GateInputs, verdict: Verdict, model_bytes: int) -> tuple[Flo
     found: list[Floor] = []
     if asked.max_size_bytes is not None:
         found.append(_at_most("file size", asked.max_size_bytes, model_bytes, "bytes", user=True))
-    found.append(
-        _at_most("file smaller than the original", inputs.original_bytes - 1, model_bytes, "bytes", user=False)
-    )
+    if not inputs.unchanged:
+        found.append(_at_most(SMALLER, inputs.original_bytes - 1, model_bytes, "bytes", user=False))
+    if inputs.require_data:
+        found.append(_at_least("accuracy verified on real samples", 1, float(inputs.real), "share", user=True))
     if not verdict.failure and verdict.loaded:
         found += _quality_floors(inputs, verdict)
     ratio = verdict.latency.ratio_min if verdict.latency is not None else None

@@ -66,6 +66,17 @@ def fresh_name(taken: set[str], wanted: str) -> str:
     return name
 
 
+def take_over(node: ir.Node, value: ir.Value) -> None:
+    """Let a value stand for a node's first output, under its name and type, and remove the node from its graph."""
+    old, graph = node.outputs[0], node.graph
+    name = old.name
+    value.type, value.shape = old.type, old.shape
+    old.replace_all_uses_with(value, replace_graph_outputs=True)
+    if isinstance(graph, ir.Graph):
+        graph.remove(node, safe=True)
+    value.name = name
+
+
 def drop_unused(model: ir.Model) -> None:
     """Remove the nodes and constants of all graphs that nothing reads."""
     RemoveUnusedNodesPass()(model)

@@ -6,12 +6,12 @@ import json
 import re
 import signal
 import subprocess
-import sys
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from qcompiler.errors import ModelError, RuntimeUnavailable
+from qcompiler.model.child import Child, start_child, stop_child
 
 _CHILD = Path(__file__).with_name("_child.py")
 _LOAD_TIMEOUT_S = 300
@@ -45,9 +45,7 @@ class RuntimeProbe:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._child.poll() is None:
-            self._child.kill()
-        self._child.communicate()
+        stop_child(self._child)
 
     def verdict(self, opset: int) -> None:
         """Return if ONNX Runtime loads the model.
@@ -85,24 +83,24 @@ def shorten(reason: str) -> str:
     return text if len(text) <= _REASON_LENGTH else text[: _REASON_LENGTH - 3] + "..."
 
 
-def _start(request: dict[str, Any]) -> subprocess.Popen[str]:
-    command = [sys.executable, "-P", str(_CHILD), json.dumps(request)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+def _start(request: dict[str, Any]) -> Child:
+    return start_child(_CHILD, json.dumps(request))
 
 
-def _answer(child: subprocess.Popen[str], timeout_s: float) -> dict[str, Any]:
+def _answer(child: Child, timeout_s: float) -> dict[str, Any]:
     try:
         output, complaint = child.communicate(timeout=timeout_s)
     except subprocess.TimeoutExpired:
-        child.kill()
-        child.communicate()
         return {"ok": False, "reason": f"no answer within {timeout_s:g} s"}
-    if child.returncode == -signal.SIGKILL:
+    finally:
+        stop_child(child)
+    code = child.returncode or 0
+    if code == -signal.SIGKILL:
         return {"ok": False, "reason": "it was killed, perhaps for want of memory"}
-    if child.returncode < 0:
-        return {"ok": False, "reason": f"it crashed (signal {-child.returncode})"}
-    if child.returncode or not output.strip():
-        last = complaint.strip().splitlines()[-1] if complaint.strip() else f"exit code {child.returncode}"
+    if code < 0:
+        return {"ok": False, "reason": f"it crashed (signal {-code})"}
+    if code or not output.strip():
+        last = complaint.strip().splitlines()[-1] if complaint.strip() else f"exit code {code}"
         raise RuntimeUnavailable(f"onnxruntime does not start ({last}); install it again")
     answer: dict[str, Any] = json.loads(output.strip().splitlines()[-1])
     return answer

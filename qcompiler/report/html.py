@@ -70,8 +70,9 @@ def render_html(report: CompileReport) -> str:
     return page
 
 
+@functools.cache
 def environment() -> jinja2.Environment:
-    """Return the template engine: autoescape on, undefined names refused, the shared phrases as filters."""
+    """Return the template engine, which keeps compiled templates: autoescape on, undefined names refused, the shared phrases as filters."""
     import jinja2
 
     made = jinja2.Environment(

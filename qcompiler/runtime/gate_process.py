@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from qcompiler.data import Dataset
+from qcompiler.model.child import start_child, stop_child
 from qcompiler.quant.grid import power_ratio_db
 from qcompiler.records import LatencyComparison, LatencyProfile, OutputComparison
 from qcompiler.runtime.machine import machine_name
@@ -89,13 +89,14 @@ def run_gate(job: GateJob, folder: Path) -> GateFindings:
     }
     path = folder / "job.json"
     path.write_text(json.dumps(document), encoding="utf-8")
+    child = start_child(_CHILD, str(path))
     try:
-        child = subprocess.run(
-            [sys.executable, "-P", str(_CHILD), str(path)], capture_output=True, timeout=TIMEOUT_S, check=False
-        )
+        output, _ = child.communicate(timeout=TIMEOUT_S)
     except subprocess.TimeoutExpired:
         return GateFindings(failure=f"the model did not finish within {TIMEOUT_S:.0f} s")
-    return _read(child.stdout.decode("utf-8", "replace"), child.returncode)
+    finally:
+        stop_child(child)
+    return _read(output, child.returncode or 0)
 
 
 def _read(text: str, code: int) -> GateFindings:

@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def run_qcompile(command, *, cwd, paths=()):
-    """Run one line of a console block in a terminal of 80 columns without color; give the finished process."""
+    """Run one line of a console block as in a terminal of 80 columns without color."""
     program, *words = shlex.split(command, comments=True)
     assert program == "qcompile"
     environment = {

@@ -30,12 +30,8 @@ def with_section(text, name, content):
 
 def table(headings, rows):
     """Return a Markdown table."""
-    lines = [headings, tuple("---" for _ in headings), *rows]
-    return (
-        "".join("| " + " | ".join(line) + " |\n" for line in lines)
-        .replace("| --- |", "|---|")
-        .replace("--- | ", "---|")
-    )
+    lines = ["| " + " | ".join(cells) + " |\n" for cells in (headings, *rows)]
+    return "".join([lines[0], "|---" * len(headings) + "|\n", *lines[1:]])
 
 
 def without_links(text):

@@ -3,6 +3,7 @@
 ``QCOMPILER_UPDATE_DOCS=1 python -m pytest tests/docs/test_readme.py`` writes the tables and the output anew.
 """
 
+import dataclasses
 import inspect
 import os
 import platform
@@ -35,12 +36,12 @@ def check_section(root, name, content):
 
 
 def first_sentence(thing):
-    return " ".join((inspect.getdoc(thing) or "").split("\n\n")[0].split())
+    return " ".join((inspect.getdoc(thing) or "").split("\n\n")[0].replace("``", "`").split())
 
 
 def options(step):
-    fields = getattr(step, "__dataclass_fields__", {})
-    return ", ".join(f"`{name}={getattr(step, name)}`" for name in fields) or "-"
+    names = [field.name for field in dataclasses.fields(step)]
+    return ", ".join(f"`{name}={str(getattr(step, name)).lower()}`" for name in names) or "-"
 
 
 def test_every_pass_is_listed(root):
@@ -112,7 +113,7 @@ def test_the_python_code_runs(readme, folder, monkeypatch, capsys):
     (code,) = fences(readme, "python")
     monkeypatch.chdir(folder)
     exec(compile(code, "README.md", "exec"), {})
-    assert capsys.readouterr().out.startswith("from-python ")
+    assert "from-python " in capsys.readouterr().out
 
 
 def test_make_has_the_named_targets(readme, root):
