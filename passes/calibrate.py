@@ -10,8 +10,8 @@ import numpy as np
 import onnx_ir as ir
 
 from qcompiler.errors import UsageError
-from qcompiler.model.edit import constant_of
-from qcompiler.plan import CompressionPlan, Precision, Role, TensorPlan
+from qcompiler.model.bounds import clip_limits
+from qcompiler.plan import CompressionPlan, NodePlan, Precision, Role, TensorPlan
 from qcompiler.protocols import PassKind, PassResult
 from qcompiler.quant.grid import affine_grid, covered_range
 from qcompiler.quant.ranges import RANGE_METHODS, silu
@@ -187,32 +187,51 @@ def activation_limits(model: ir.Model) -> dict[str, tuple[float, float]]:
         if node.op_type == "Relu":
             found[name] = (0.0, np.inf)
         elif node.op_type == "Clip":
-            found[name] = (_limit(node, 1, -np.inf), _limit(node, 2, np.inf))
+            found[name] = clip_limits(node)
     return found
-
-
-def _limit(node: ir.Node, index: int, default: float) -> float:
-    limit = constant_of(node.inputs[index]) if len(node.inputs) > index else None
-    return default if limit is None else float(limit.reshape(-1)[0])
 
 
 def shared_grids(
-    model: ir.Model, nodes: Mapping[str, object], planned: Mapping[str, TensorPlan]
+    model: ir.Model, nodes: Mapping[str, NodePlan], planned: Mapping[str, TensorPlan]
 ) -> dict[str, TensorPlan]:
-    """Return, for every value behind a data-moving node, its entry with the grid of the node's input."""
+    """Return the entries of all values that take the grid of another one.
+
+    What a data-moving node makes takes the grid of its input. What only a Concat reads takes the grid of the
+    Concat's output: it would be rounded to that grid anyway, and equal grids are copied, not rescaled.
+    """
     found: dict[str, TensorPlan] = {}
+    limits = activation_limits(model)
+    moved = {
+        n.outputs[0].name
+        for n in model.graph
+        if n.name in nodes and nodes[n.name].precision is Precision.MOVE
+    }
     for node in model.graph:
-        decision = nodes.get(node.name or "")
-        if getattr(decision, "precision", None) is not Precision.MOVE or node.inputs[0] is None:
+        if node.outputs[0].name in moved and node.inputs[0] is not None:
+            source, name = node.inputs[0].name or "", node.outputs[0].name or ""
+            origin = found.get(source) or planned.get(source)
+            if origin is not None and name in planned:
+                found[name] = _with_grid(planned[name], origin)
+    for node in reversed(list(model.graph)):
+        name = node.outputs[0].name or ""
+        joined = found.get(name) or planned.get(name)
+        if node.op_type != "Concat" or joined is None or joined.clip is None:
             continue
-        source, name = node.inputs[0].name or "", node.outputs[0].name or ""
-        origin = found.get(source) or planned.get(source)
-        if origin is not None and name in planned:
-            found[name] = replace(
-                planned[name],
-                scale=origin.scale,
-                zero_point=origin.zero_point,
-                clip=origin.clip,
-                reason=f"shares the grid of '{source}'",
-            )
+        for value in node.inputs:
+            entry = planned.get(value.name or "") if value is not None else None
+            if value is None or entry is None or value.name in moved or len(value.uses()) > 1:
+                continue
+            low, high = limits.get(value.name or "", (-np.inf, np.inf))
+            if joined.clip[0] >= low and joined.clip[1] <= high:
+                found[entry.name] = _with_grid(entry, joined)
     return found
+
+
+def _with_grid(entry: TensorPlan, origin: TensorPlan) -> TensorPlan:
+    return replace(
+        entry,
+        scale=origin.scale,
+        zero_point=origin.zero_point,
+        clip=origin.clip,
+        reason=f"shares the grid of '{origin.name}'",
+    )

@@ -10,6 +10,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from qcompiler.data import Subset
+from qcompiler.model.bounds import never_clips
 from qcompiler.model.edit import clone, constant_of, replace_constant
 from qcompiler.plan import Role, TensorPlan
 from qcompiler.protocols import PassKind, PassResult
@@ -52,7 +53,7 @@ class EqualizeChannels:
     """Divides channels of an activation by factors and multiplies the next layers' weights by them.
 
     Only across positively homogeneous operators. At a Clip with an upper limit the factors would move the
-    limit, so the pass refuses there.
+    limit, so the pass refuses there, unless interval arithmetic proves that the limit is never reached.
     """
 
     name: ClassVar[str] = "equalize-channels"
@@ -151,7 +152,9 @@ def _readers(value: ir.Value, offset: int) -> tuple[list[_Reader], str]:
         elif node.op_type == "Conv" and use.idx == 0 and _own_constants(node):
             more, refusal = [_Reader(node, offset)], ""
         elif node.op_type == "Clip":
-            return [], f"'{node.name}' clips at a fixed value, which factors would move"
+            if not never_clips(node):
+                return [], f"'{node.name}' clips at a fixed value, which factors would move"
+            more, refusal = _readers(node.outputs[0], offset)
         else:
             return [], f"'{node.name}' ({node.op_type}) is not positively homogeneous per channel"
         if refusal:

@@ -9,6 +9,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from qcompiler.model.bounds import clip_limits
 from qcompiler.model.edit import constant_of
 from qcompiler.protocols import PassKind, PassResult
 from qcompiler.quant.gaussian import (
@@ -66,14 +67,8 @@ def _cuts(graph: ir.Graph) -> dict[str, tuple[float, float]]:
         if node.op_type == "Relu":
             found[node.outputs[0].name or ""] = (0.0, np.inf)
         elif node.op_type == "Clip":
-            found[node.outputs[0].name or ""] = _clip_limits(node)
+            found[node.outputs[0].name or ""] = clip_limits(node)
     return found
-
-
-def _clip_limits(node: ir.Node) -> tuple[float, float]:
-    limits = [constant_of(v) if v is not None else None for v in (*node.inputs[1:3], None, None)][:2]
-    low, high = (default if a is None else float(a.reshape(-1)[0]) for a, default in zip(limits, (-np.inf, np.inf), strict=True))
-    return low, high
 
 
 def _propagate(node: ir.Node, known: dict[str, ChannelMoments]) -> ChannelMoments | None:
@@ -95,7 +90,7 @@ def _propagate(node: ir.Node, known: dict[str, ChannelMoments]) -> ChannelMoment
     if node.op_type == "Relu":
         return _moments(clip_moments(first.mean, first.std, 0.0, np.inf))
     if node.op_type == "Clip":
-        return _moments(clip_moments(first.mean, first.std, *_clip_limits(node)))
+        return _moments(clip_moments(first.mean, first.std, *clip_limits(node)))
     if node.op_type in ("AveragePool", "GlobalAveragePool"):
         return _moments(average_moments(first.mean, first.std))
     if node.op_type == "Pad":

@@ -9,6 +9,7 @@ from typing import ClassVar
 
 import onnx_ir as ir
 
+from qcompiler.errors import UsageError
 from qcompiler.model.weights import channel_axis_of, is_float_constant, saved_bytes, weight_operands
 from qcompiler.plan import CompressionPlan, NodePlan, Precision, QuantSpec, Role, TensorPlan
 from qcompiler.protocols import OpRule, PassKind, PassResult, Refusal, Target
@@ -81,10 +82,21 @@ class _Placer:
 
     def decide(self) -> None:
         """Fill ``choices`` for the nodes of the main graph."""
+        self._refuse_idle_rules()
         for node in self.nodes:
             self.choices[node] = self._first_choice(node)
         while any([self._demote_without_ranges(), self._demote_light(), self._demote_fused()]):
             pass
+
+    def _refuse_idle_rules(self) -> None:
+        names = {v.name or "" for g in self.model.graphs() for v in g.initializers.values()}
+        names |= {n.name or "" for n in self.model.graph.all_nodes()}
+        for rule in self.rules:
+            if not any(re.search(rule.pattern, name) for name in names):
+                raise UsageError(
+                    f"[match.\"{rule.pattern}\"] matches no node and no constant of the model; "
+                    "'qcompile MODEL --dry-run' lists the names"
+                )
 
     # -- first choice, node by node ------------------------------------------------------------
 

@@ -7,19 +7,23 @@ from typing import ClassVar
 
 import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
 
 from qcompiler.errors import UsageError
 from qcompiler.model.edit import constant_of
-from qcompiler.plan import QuantSpec, Role, TensorPlan
+from qcompiler.plan import Precision, QuantSpec, Role, TensorPlan
 from qcompiler.protocols import PassKind, PassResult
 from qcompiler.quant.grid import dequantize, power_ratio_db, quantize
 from qcompiler.quant.rounding import balanced_codes
-from qcompiler.quant.weights import absmax_scale, as_rows, clip_search_scale, input_importance
+from qcompiler.quant.weights import absmax_scale, as_rows, bias_floor, clip_search_scale, input_importance
 from qcompiler.records import Metric, PassReport
 from qcompiler.state import Context, Fact, State
 
 LARGE = 1 << 22
 """Weights above this size get the plain scale, so that time and memory stay bounded."""
+
+Use = tuple[ir.Node, int]
+"""A node, and which of its inputs the weight is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,20 +59,20 @@ class ScaleWeights:
         pending = [t for t in state.plan.tensors.values() if t.role is Role.WEIGHT and t.spec is not None]
         done: list[TensorPlan] = []
         for number, tensor in enumerate(pending):
-            node, index = users[tensor.name]
-            scaled = self._scaled(state, tensor, node, index)
+            scaled = self._scaled(state, tensor, users[tensor.name])
             balanced = self.rounding == "balanced"
-            done.append(_balanced(scaled, node, index) if balanced else scaled)
+            done.append(_balanced(scaled, *users[tensor.name][0]) if balanced else scaled)
             context.progress("scaling weights", number + 1, len(pending))
         report = PassReport(
             name=self.name,
             changed=bool(done),
-            options={"search": self.search},
+            options={"search": self.search, "rounding": self.rounding},
             metrics=(Metric("scaled", len(done), "weights"),),
         )
         return PassResult(replace(state, plan=state.plan.with_tensors(*done)), report)
 
-    def _scaled(self, state: State, tensor: TensorPlan, node: ir.Node, index: int) -> TensorPlan:
+    def _scaled(self, state: State, tensor: TensorPlan, uses: list[Use]) -> TensorPlan:
+        node, index = uses[0]
         array = constant_of(node.inputs[index])
         spec = tensor.spec
         if array is None or spec is None:
@@ -81,6 +85,11 @@ class ScaleWeights:
             scale = clip_search_scale(rows, self._importance(state, node, weight.shape, spec), top)
         else:
             scale = absmax_scale(rows, top)
+        reason = "clip search on the layer's output error" if searched else "largest magnitude"
+        floor = _scale_floor(state, uses, scale.size)
+        if (scale < floor).any():
+            scale = np.maximum(scale, floor).astype(np.float32)
+            reason += ", raised where the bias would not fit in 32 bits"
         scale = scale if spec.axis is not None else scale.reshape(())
         return replace(
             tensor,
@@ -88,13 +97,13 @@ class ScaleWeights:
             zero_point=np.zeros(scale.shape, np.int32),
             clip=(-float(scale.max()) * top, float(scale.max()) * top),
             error_db=weight_error_db(weight, scale, spec) if weight.size <= LARGE else None,
-            reason="clip search on the layer's output error" if searched else "largest magnitude",
+            reason=reason,
             decided_by=(*tensor.decided_by, self.name),
         )
 
     def _importance(
         self, state: State, node: ir.Node, shape: tuple[int, ...], spec: QuantSpec
-    ) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]] | None:
+    ) -> NDArray[np.float32] | None:
         value = node.inputs[0]
         statistics = state.statistics.get(value.name or "") if value is not None else None
         if statistics is None or spec.axis is None or node.op_type not in ("Conv", "Gemm", "MatMul"):
@@ -110,8 +119,26 @@ class ScaleWeights:
         return input_importance(shape, spec.axis, np.maximum(power, floor), groups)
 
 
+def _scale_floor(state: State, uses: list[Use], channels: int) -> NDArray[np.float64]:
+    """Return the smallest scale of each channel with which the biases of all integer users fit in 32 bits."""
+    floor = np.zeros(channels)
+    for node, index in uses:
+        decision = state.plan.nodes.get(node.name or "")
+        bias = constant_of(node.inputs[2]) if index == 1 and len(node.inputs) > 2 else None
+        data = node.inputs[0].name or "" if node.inputs[0] is not None else ""
+        statistics, entry = state.statistics.get(data), state.plan.activation(data)
+        if decision is None or decision.precision is not Precision.INTEGER or bias is None:
+            continue
+        if statistics is None or entry is None or entry.spec is None or bias.size not in (1, channels):
+            continue
+        first, last = entry.spec.code_range
+        wanted = bias_floor(bias.reshape(-1), statistics.low, statistics.high, last - first + 1)
+        floor = np.maximum(floor, wanted)
+    return floor
+
+
 def _balanced(tensor: TensorPlan, node: ir.Node, index: int) -> TensorPlan:
-    """Return the entry with codes whose errors cancel, for weights whose channel axis is the first."""
+    """Return the entry of a Conv's or Gemm's weight with codes whose errors cancel."""
     array, spec, scale = constant_of(node.inputs[index]), tensor.spec, tensor.scale
     if array is None or spec is None or scale is None or array.size > LARGE or spec.axis is None:
         return tensor
@@ -125,23 +152,20 @@ def _balanced(tensor: TensorPlan, node: ir.Node, index: int) -> TensorPlan:
     return replace(tensor, codes=codes, reason=f"{tensor.reason}; rounding errors cancel per kernel and channel")
 
 
-def weight_error_db(
-    weight: np.ndarray[tuple[int, ...], np.dtype[np.float32]],
-    scale: np.ndarray[tuple[int, ...], np.dtype[np.float32]],
-    spec: QuantSpec,
-) -> float | None:
+def weight_error_db(weight: NDArray[np.float32], scale: NDArray[np.float32], spec: QuantSpec) -> float | None:
     """Return the SQNR of a weight on its grid, in dB; None if the grid holds it exactly."""
     zero = np.zeros(scale.shape, np.int32)
     codes = quantize(weight, scale, zero, spec.code_range, spec.axis)
     error = weight - dequantize(codes, scale, zero, spec.axis)
-    return power_ratio_db(float(np.square(weight, dtype=np.float64).sum()), float(np.square(error, dtype=np.float64).sum()))
+    signal, noise = (float(np.square(a, dtype=np.float64).sum()) for a in (weight, error))
+    return power_ratio_db(signal, noise)
 
 
-def _weight_users(model: ir.Model) -> dict[str, tuple[ir.Node, int]]:
-    """Return the first user of every initializer, over all subgraphs."""
-    found: dict[str, tuple[ir.Node, int]] = {}
+def _weight_users(model: ir.Model) -> dict[str, list[Use]]:
+    """Return the users of every initializer in order, over all subgraphs."""
+    found: dict[str, list[Use]] = {}
     for node in ir.traversal.RecursiveGraphIterator(model.graph):
         for index, value in enumerate(node.inputs):
             if value is not None and value.is_initializer():
-                found.setdefault(value.name or "", (node, index))
+                found.setdefault(value.name or "", []).append((node, index))
     return found

@@ -138,9 +138,9 @@ class _Compilation:
         context = self._context()
         with self.output as output:
             state, reports = self._timed("deciding", lambda: self._decide(context, output.path))
+            self._refuse_nothing(state.plan, reports)
             gate, state, reports, repair, levels = self._verified(state, reports, context, output)
-            if not _compresses(state.plan) and not self.job.recipe.allow_unchanged:
-                raise NothingToCompress(_nothing(self.job.path, self.target, reports))
+            self._refuse_nothing(state.plan, reports)
             state.plan.save(output.path)
             report = self._report(state, gate, reports, repair, levels)
             write_report(report, output.path)
@@ -204,9 +204,15 @@ class _Compilation:
             names = WITH_DATA if with_data else WITHOUT_DATA
         return select([make_pass(n) for n in names], recipe.skip_passes)
 
+    def _lowering_passes(self) -> tuple[Pass, ...]:
+        """Return the target's lowering passes, and behind them those that the user named."""
+        names = self.target.lower_passes()
+        named = [p for p in self._passes() if p.kind is PassKind.LOWER and p.name not in names]
+        return (*(make_pass(n) for n in names), *named)
+
     def _decide(self, context: Context, folder: Path) -> tuple[State, tuple[PassReport, ...]]:
         """Run rewrites and plan passes; a replay runs the rewrites and takes the recorded plan."""
-        passes = self._passes()
+        passes = tuple(p for p in self._passes() if p.kind is not PassKind.LOWER)
         if self.job.recipe.replay is not None:
             recorded = CompressionPlan.load(Path(self.job.recipe.replay))
             passes = tuple(p for p in passes if p.kind is PassKind.REWRITE)
@@ -251,8 +257,7 @@ class _Compilation:
     def _lower(
         self, state: State, context: Context, folder: Path
     ) -> tuple[State, tuple[PassReport, ...]]:
-        steps = tuple(make_pass(n) for n in self.target.lower_passes())
-        return Pipeline(steps).run(state, context, self._dump(folder))
+        return Pipeline(self._lowering_passes()).run(state, context, self._dump(folder))
 
     def _write(self, lowered: State, folder: Path) -> dict[str, int]:
         if not _compresses(lowered.plan):

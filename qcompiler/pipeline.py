@@ -11,13 +11,15 @@ import onnx
 import onnx_ir as ir
 
 from qcompiler.data import Dataset
-from qcompiler.errors import QCompileError, UsageError
+from qcompiler.errors import DataError, QCompileError, UsageError
+from qcompiler.model.edit import clone, load_external
 from qcompiler.model.fingerprint import structure_fingerprint
-from qcompiler.model.save import to_proto
+from qcompiler.model.probe import shorten
+from qcompiler.model.save import constant_bytes, to_proto
 from qcompiler.protocols import Pass, PassKind, PassResult
 from qcompiler.quant.grid import power_ratio_db
 from qcompiler.records import PassReport
-from qcompiler.runtime.capture import Executor
+from qcompiler.runtime.capture import Executor, does_not_run
 from qcompiler.state import Context, Fact, State
 
 EQUIVALENT_DB = 60.0
@@ -28,6 +30,9 @@ HALF_EQUIVALENT_DB = 25.0
 
 CHECK_ABOVE_BYTES = 1 << 28
 """Models above this size are not serialized a second time for checks."""
+
+NOTHING = 1e-7
+"""A difference below this is the rounding of an output that is zero, or nearly."""
 
 AfterPass = Callable[[Pass, PassResult], None]
 
@@ -93,29 +98,42 @@ class Pipeline:
         if step.kind is PassKind.PLAN:
             if changed or structure_fingerprint(result.state.model) != fingerprint:
                 raise QCompileError(f"pass '{step.name}' is a plan pass, but changed the graph")
-        elif changed and result.report.changed and _size(result.state.model) < CHECK_ABOVE_BYTES:
-            _check_valid(step, result.state.model)
+        elif changed and result.report.changed and constant_bytes(result.state.model) < CHECK_ABOVE_BYTES:
+            _check_valid(step, before.model, result.state.model)
             if step.kind is PassKind.REWRITE and self.probe is not None:
                 _check_equivalent(step, before.model, result.state.model, self.probe)
 
 
-def _size(model: ir.Model) -> int:
-    return sum(v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value is not None)
+def _check_valid(step: Pass, before: ir.Model, after: ir.Model) -> None:
+    """Check that a model is still valid; one that never was, and runs all the same, may stay as it is."""
+    problem = _invalidity(after)
+    if problem and not _invalidity(before):
+        raise QCompileError(f"pass '{step.name}' made an invalid model: {problem}")
 
 
-def _check_valid(step: Pass, model: ir.Model) -> None:
+def _invalidity(model: ir.Model) -> str:
+    copy = clone(model)
+    load_external(copy)
     try:
-        onnx.checker.check_model(to_proto(model))
+        onnx.checker.check_model(to_proto(copy))
     except onnx.checker.ValidationError as error:
-        text = " ".join(str(error).split())[:300]
-        raise QCompileError(f"pass '{step.name}' made an invalid model: {text}") from error
+        return shorten(str(error))
+    return ""
 
 
 def _check_equivalent(step: Pass, before: ir.Model, after: ir.Model, probe: Dataset) -> None:
     names = [v.name or "" for v in before.graph.outputs]
     first, second = Executor(before, names), Executor(after, names)
     for index in range(len(probe)):
-        expected, found = first.run(probe[index]), second.run(probe[index])
+        feeds = probe[index]
+        try:
+            expected = first.run(feeds)
+        except DataError as error:
+            raise does_not_run(probe.source, index, str(error)) from error
+        try:
+            found = second.run(feeds)
+        except DataError as error:
+            raise QCompileError(f"pass '{step.name}' made a model that does not run: {error}") from error
         for name in names:
             level = _agreement_db(expected[name], found[name])
             wanted = HALF_EQUIVALENT_DB if np.asarray(expected[name]).dtype == np.float16 else EQUIVALENT_DB
@@ -133,6 +151,10 @@ def _agreement_db(expected: object, found: object) -> float | None:
         return -200.0
     finite = np.isfinite(expected)
     a, b = expected[finite].astype(np.float64), found[finite].astype(np.float64)
+    if not np.isfinite(b).all():
+        return -200.0
+    if np.abs(a - b).max(initial=0.0) < NOTHING:
+        return None
     return power_ratio_db(float(a @ a), float(np.sum((a - b) ** 2)))
 
 

@@ -86,7 +86,11 @@ class Repair:
 
         goal = level(()) + max(deficit_db + MARGIN_DB, MIN_GAIN_DB)
         stretches = [list(s) for s in np.array_split(np.asarray(left, dtype=object), min(STRETCHES, len(left)))]
-        gains = {i: level(s) for i, s in enumerate(stretches)}
+        gains: dict[int, float] = {}
+        for index, stretch in enumerate(stretches):
+            gains[index] = level(stretch)
+            if gains[index] >= goal:
+                return _shortened(stretch, level, goal)
         chosen: list[str] = []
         reached = -np.inf
         for index in sorted(gains, key=lambda i: -gains[i]):

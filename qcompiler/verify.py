@@ -21,6 +21,7 @@ from qcompiler.errors import UsageError
 from qcompiler.protocols import Target
 from qcompiler.recipe import Floors
 from qcompiler.records import Floor, IntegerShare, LayerTime, MetricComparison, OutputComparison, Verdict
+from qcompiler.runtime.capture import does_not_run
 from qcompiler.runtime.gate_process import (
     GateFindings,
     GateJob,
@@ -33,8 +34,7 @@ from qcompiler.runtime.machine import architecture
 from qcompiler.runtime.optimized import integer_share, node_times
 
 MIN_SQNR_DB = 15.0
-MIN_CLASS_SQNR_DB = 8.0
-MIN_AGREEMENT = 0.80
+MIN_AGREEMENT = 0.90
 MIN_SYNTHETIC_SQNR_DB = 3.0
 """Made-up inputs excite a network in ways that data never does: only a broken result falls below this."""
 MAX_DROP_POINTS = 1.0
@@ -113,6 +113,8 @@ def verify(inputs: GateInputs, files: Mapping[str, int], result: Path) -> GateRe
             findings, share, outputs = _run_together(inputs, result, folder, count)
         else:
             findings, share, outputs = _run_in_turn(inputs, result, folder, count)
+        if findings.culprit == "original":
+            raise does_not_run(inputs.samples.source, findings.sample or 0, findings.failure)
         metric = None if findings.failure else _metric(inputs, findings, folder / "outputs.npz")
         companions = {} if findings.failure else _companions(inputs, files, result, folder, count)
     verdict = _verdict(inputs, files, findings, share, outputs, metric)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from qcompiler.data.dataset import InputSpec
 from qcompiler.errors import DataError
@@ -24,14 +26,26 @@ def _spec(value: ir.Value) -> InputSpec:
     import onnx_ir as ir
 
     if not isinstance(value.type, ir.TensorType):
-        raise DataError(f"input {value.name!r} is {value.type}, not a tensor; such inputs cannot be fed")
+        kind = "map" if value.type is None else str(value.type)
+        raise DataError(
+            f"input {value.name!r} is {kind}, not a tensor; such inputs cannot be fed: export the model with tensors"
+        )
     if value.shape is None or value.name is None:
         raise DataError(f"input {value.name!r} declares no number of axes; declare its shape in the model")
-    try:
-        dtype = value.type.dtype.numpy()
-    except TypeError as error:
+    dtype = _dtype(value.type.dtype)
+    if dtype is None:
         raise DataError(
-            f"input {value.name!r} has the type {value.type.dtype}, which NumPy cannot hold"
-        ) from error
+            f"input {value.name!r} has the type {value.type.dtype}, which NumPy and ONNX Runtime do not exchange; "
+            "let the model take float32 and cast inside"
+        )
     dims = tuple(dim if isinstance(dim, int) else dim.value for dim in value.shape)
     return InputSpec(value.name, dtype, dims)
+
+
+def _dtype(type_: ir.DataType) -> np.dtype[Any] | None:
+    """Return NumPy's own type for an element type of ONNX, None where it has none, as for bfloat16 and int4."""
+    try:
+        dtype = type_.numpy()
+    except TypeError:
+        return None
+    return dtype if dtype.isbuiltin == 1 else None

@@ -54,7 +54,7 @@ def clip_moments(mean: Float64, std: Float64, low: float, high: float) -> Moment
     return first, np.sqrt(np.maximum(second - first**2, 0.0))
 
 
-def sum_moments(left: Moments, right: Moments) -> Moments | tuple[Float64, Float64]:
+def sum_moments(left: Moments, right: Moments) -> Moments:
     """Return the moments of the sum of two independent activations."""
     return left[0] + right[0], np.hypot(left[1], right[1])
 

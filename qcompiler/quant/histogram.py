@@ -27,8 +27,8 @@ class TensorStatistics:
         grid: real values of the histogram's left and right edge.
         counts: int64, shape (NUM_BINS,).
         zeros: share (0 to 1) of values that are exactly zero.
-        channel_mean / channel_power: float64, shape (channels,): mean of x and of x^2 along axis 1, or along
-            the last axis for tensors of rank 2 and 3; empty for scalars.
+        channel_mean / channel_power: float64, shape (channels,): mean of x and of x^2 per index of the channel
+            axis (see ``StreamingStatistics``); empty where the number of channels varies between samples.
         channel_peak: float64, shape (channels,): largest absolute value.
         samples: how many samples were seen.
     """
@@ -45,9 +45,16 @@ class TensorStatistics:
 
 
 class StreamingStatistics:
-    """Accumulates one activation sample by sample."""
+    """Accumulates one activation sample by sample.
 
-    def __init__(self) -> None:
+    Args:
+        channel_axis: which axis holds the channels; None means axis 1 of images and volumes (rank 4 and more),
+            the last axis of everything else. Axis 1 it is for one-dimensional convolutions.
+    """
+
+    def __init__(self, channel_axis: int | None = None) -> None:
+        self._channel_axis = channel_axis
+        self._channels_vary = False
         self.low, self.high = np.inf, -np.inf
         self.samples = 0
         self._left, self._width = 0.0, 0.0
@@ -59,7 +66,7 @@ class StreamingStatistics:
         """Take in one sample; non-finite values are refused by the caller."""
         if values.size == 0:
             return
-        table = _by_channel(values)
+        table = _by_channel(values, self._channel_axis)
         lows, highs = table.min((0, 2)), table.max((0, 2))
         low, high = float(lows.min()), float(highs.max())
         self.low, self.high = min(self.low, low), max(self.high, high)
@@ -95,10 +102,13 @@ class StreamingStatistics:
         few = table[:, :, :: table.shape[2] // MAX_POSITIONS | 1] if table.shape[2] > MAX_POSITIONS else table
         few = np.ascontiguousarray(few, np.float64)
         total, power = few.sum((0, 2)), np.einsum("ncp,ncp->c", few, few)
-        if self._sum.shape != total.shape:
-            if self._sum.size:  # a channel axis of varying length has no channel statistics
-                total = power = peak = np.zeros(0)
-            self._sum, self._power, self._peak = (np.zeros(total.shape) for _ in range(3))
+        if self._sum.size not in (0, total.size):
+            self._channels_vary = True
+            self._sum = self._power = self._peak = np.zeros(0)
+        if self._channels_vary:
+            return
+        if self._sum.size == 0:
+            self._sum = self._power = self._peak = np.zeros(total.shape)
         self._sum, self._power = self._sum + total, self._power + power
         self._peak = np.maximum(self._peak, peak)
         self._rows += few.shape[0] * few.shape[2]
@@ -124,10 +134,10 @@ class StreamingStatistics:
         self._width *= 2
 
 
-def _by_channel(values: NDArray[np.floating]) -> NDArray[np.floating]:
-    """Return an activation as (batch, channels, positions): channels are axis 1 of images, else the last axis."""
-    if values.ndim >= 4:
-        return values.reshape(values.shape[0], values.shape[1], -1)
+def _by_channel(values: NDArray[np.floating], axis: int | None) -> NDArray[np.floating]:
+    """Return an activation as (what is before the channels, channels, what is behind them)."""
     if values.ndim == 0:
         return values.reshape(1, 1, 1)
-    return values.reshape(-1, values.shape[-1], 1)
+    if axis is None or axis >= values.ndim:
+        axis = 1 if values.ndim >= 4 else values.ndim - 1
+    return values.reshape(int(np.prod(values.shape[:axis])), values.shape[axis], -1)

@@ -9,6 +9,9 @@ from qcompiler.quant.grid import SMALLEST_SCALE, Float32
 
 CLIP_RATIOS = np.linspace(1.0, 0.7, 31)
 
+BIAS_CODES = 2.0**24
+"""Largest code that a bias may get: 7 bits below int32, for grids that cover less than what was observed."""
+
 
 def absmax_scale(rows: Float32, top: int) -> Float32:
     """Return the scale that covers each row exactly.
@@ -50,6 +53,27 @@ def clip_search_scale(rows: Float32, importance: Float32 | None, top: int) -> Fl
         better = total < best_error * (1 - 1e-6)
         best, best_error = np.where(better, scale, best), np.where(better, total, best_error)
     return np.maximum(best, np.float32(SMALLEST_SCALE)).astype(np.float32)
+
+
+def bias_floor(bias: NDArray[np.floating], low: float, high: float, levels: int) -> NDArray[np.float64]:
+    """Return the smallest scale of each channel's weights with which the channel's bias fits in 32 bits.
+
+    Integer kernels add the bias as int32 codes of scale (input scale * weight scale). A channel of tiny weights
+    and an ordinary bias, as training leaves behind, would need more bits, and its bias would be cut off.
+
+    Args:
+        bias: floating, shape (channels,).
+        low: smallest value of the layer's input.
+        high: largest value of the layer's input.
+        levels: codes of the input's grid.
+
+    Returns:
+        float64, shape (channels,); 0 where the input is nothing but 0.
+    """
+    step = (max(high, 0.0) - min(low, 0.0)) / (levels - 1)
+    if step <= 0.0:
+        return np.zeros(bias.shape)
+    return np.abs(bias).astype(np.float64) / (max(step, SMALLEST_SCALE) * BIAS_CODES)
 
 
 def as_rows(weight: Float32, axis: int) -> Float32:

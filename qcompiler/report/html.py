@@ -72,7 +72,10 @@ def render_html(report: CompileReport) -> str:
 
 @functools.cache
 def environment() -> jinja2.Environment:
-    """Return the template engine, which keeps compiled templates: autoescape on, undefined names refused, the shared phrases as filters."""
+    """Return the template engine: autoescape on, undefined names refused, the shared phrases as filters.
+
+    One engine for all pages: compiling a template takes longer than filling it.
+    """
     import jinja2
 
     made = jinja2.Environment(

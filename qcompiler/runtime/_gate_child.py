@@ -115,13 +115,30 @@ def read_sample(folder: str, index: int) -> dict[str, Any]:
         return {k: archive[k].astype(object) if archive[k].dtype.kind == "U" else archive[k] for k in archive.files}
 
 
+class BrokenModelError(Exception):
+    """One of the models does not load, or does not run a sample."""
+
+    def __init__(self, kind: str, reason: Exception, sample: int | None = None) -> None:
+        super().__init__(str(reason))
+        self.kind, self.sample = kind, sample
+
+
+def run_sample(session: Any, kind: str, job: dict[str, Any], index: int) -> list[Any]:  # noqa: ANN401
+    """Return the outputs of one model for one sample; a failure says which."""
+    feeds = read_sample(job["samples"], index)
+    try:
+        return list(session.run(None, feeds))
+    except Exception as error:
+        raise BrokenModelError(kind, error, index) from error
+
+
 def compare(original: Any, result: Any, job: dict[str, Any]) -> None:  # noqa: ANN401
     """Run all samples through both models and report the sums of every output."""
     outputs = [Comparison(o.name) for o in original.get_outputs()]
     kept: dict[str, Any] = {}
     for index in range(job["count"]):
-        feeds = read_sample(job["samples"], index)
-        expected, found = original.run(None, feeds), result.run(None, feeds)
+        expected = run_sample(original, "original", job, index)
+        found = run_sample(result, "result", job, index)
         for output, a, b in zip(outputs, expected, found, strict=True):
             output.add(a, b)
             if job["save_outputs"]:
@@ -136,7 +153,7 @@ def save_outputs(session: Any, job: dict[str, Any], kind: str) -> None:  # noqa:
     """Run all samples through one model and keep its outputs, for models that do not fit in memory together."""
     names = [o.name for o in session.get_outputs()]
     for index in range(job["count"]):
-        values = session.run(None, read_sample(job["samples"], index))
+        values = run_sample(session, kind, job, index)
         np.savez(Path(job["samples"]) / f"{kind}-{index:05d}.npz", **dict(zip(names, values, strict=True)))
     say("outputs", names=names)
 
@@ -194,10 +211,14 @@ def main() -> None:
         if not job.get(kind):
             continue
         before, start = resident_bytes(), time.perf_counter()
-        sessions[kind] = open_session(job[kind], job, (job.get("optimized") or "") if kind == "result" else "")
+        optimized = (job.get("optimized") or "") if kind == "result" else ""
+        try:
+            sessions[kind] = open_session(job[kind], job, optimized)
+        except Exception as error:
+            raise BrokenModelError(kind, error) from error
         seconds[kind] = time.perf_counter() - start
         if job["count"]:
-            sessions[kind].run(None, read_sample(job["samples"], 0))
+            run_sample(sessions[kind], kind, job, 0)
         memory[kind] = max(resident_bytes() - before, 0)
     say("load", memory=memory, seconds=seconds)
     if "compare" in job["stages"]:
@@ -215,5 +236,7 @@ if __name__ == "__main__":
     try:
         main()
     except Exception as failure:
-        say("failed", reason=" ".join(str(failure).split()) or type(failure).__name__)
+        culprit, sample = getattr(failure, "kind", ""), getattr(failure, "sample", None)
+        reason = " ".join(str(failure).split()) or type(failure).__name__
+        say("failed", reason=reason, culprit=culprit, sample=sample)
         sys.exit(1)

@@ -13,6 +13,7 @@ import numpy as np
 
 from qcompiler.data import Dataset
 from qcompiler.model.child import start_child, stop_child
+from qcompiler.model.probe import shorten
 from qcompiler.quant.grid import power_ratio_db
 from qcompiler.records import LatencyComparison, LatencyProfile, OutputComparison
 from qcompiler.runtime.machine import machine_name
@@ -48,7 +49,13 @@ class GateJob:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GateFindings:
-    """What the child found; ``failure`` is "" if it got to the end."""
+    """What the child found.
+
+    Attributes:
+        failure: "" if it got to the end.
+        culprit: the model that failed, "original" or "result"; "" where it was neither, or is not known.
+        sample: the sample that it failed on; None if it did not load.
+    """
 
     outputs: tuple[dict[str, Any], ...] = ()
     blocks: tuple[Any, ...] = ()
@@ -59,6 +66,8 @@ class GateFindings:
     """"original" and "result" -> (name in the runtime's graph, operator, microseconds) of every node."""
     loaded: bool = False
     failure: str = ""
+    culprit: str = ""
+    sample: int | None = None
 
 
 def write_samples(samples: Dataset, folder: Path) -> int:
@@ -107,9 +116,9 @@ def _read(text: str, code: int) -> GateFindings:
         except ValueError:
             continue
         stages[entry["stage"]] = entry
-    failure = ""
-    if "failed" in stages:
-        failure = str(stages["failed"]["reason"])[:400]
+    failure, failed = "", stages.get("failed", {})
+    if failed:
+        failure = shorten(str(failed["reason"]))
     elif code < 0:
         failure = f"the runtime crashed with signal {-code}"
     elif code:
@@ -124,6 +133,8 @@ def _read(text: str, code: int) -> GateFindings:
         nodes={k: [(n, op, us) for n, op, us in v] for k, v in stages.get("profile", {}).get("nodes", {}).items()},
         loaded=bool(load),
         failure=failure,
+        culprit=str(failed.get("culprit", "")),
+        sample=failed.get("sample"),
     )
 
 

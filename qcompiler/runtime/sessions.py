@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 
 import onnx_ir as ir
 import onnxruntime
 
 from qcompiler.errors import RuntimeUnavailable
+from qcompiler.model.edit import clone, load_external
+from qcompiler.model.save import EXTERNAL_ABOVE_BYTES, constant_bytes, save_model, to_proto
 
 PROVIDERS = ("CPUExecutionProvider",)
 
@@ -57,6 +60,17 @@ def one_line(error: BaseException, limit: int = 300) -> str:
     return text if len(text) <= limit else text[: limit - 3] + "..."
 
 
-def serialize(model: ir.Model) -> bytes:
-    """Return a model as protobuf bytes, external data included."""
-    return ir.to_proto(model).SerializeToString()
+def open_ir(model: ir.Model, *, threads: int = 1) -> onnxruntime.InferenceSession:
+    """Open a session on a model in memory; one too large for protobuf goes through a temporary file.
+
+    Raises:
+        RuntimeUnavailable: ONNX Runtime does not load the model.
+    """
+    if constant_bytes(model) > EXTERNAL_ABOVE_BYTES:
+        with tempfile.TemporaryDirectory(prefix="qcompile-session-") as name:
+            path = Path(name) / "model.onnx"
+            save_model(model, path)
+            return open_session(path, threads=threads)
+    copy = clone(model)
+    load_external(copy)
+    return open_session(to_proto(copy).SerializeToString(), threads=threads)
