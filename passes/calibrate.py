@@ -19,8 +19,9 @@ from qcompiler.records import Metric, PassReport, Skip
 from qcompiler.state import Context, Fact, State
 
 BEST = "best"
-SEARCHED = ("mse", "minmax", "percentile")
-"""Methods that "best" tries; entropy never won a trial on the networks it was measured on, and takes longest."""
+SEARCHED = tuple(RANGE_METHODS)
+RUNNERS_UP = 2
+"""Methods beside the best one that are tried again on every stretch."""
 STRETCHES = 8
 TYPICAL_NODES = 160
 """Networks of more nodes are searched in fewer stretches, because every trial takes longer."""
@@ -36,7 +37,7 @@ class Calibrate:
     Attributes:
         method: "minmax", "percentile", "entropy" or "mse"; "best" takes the one of them whose trial run comes
             closest to the float model on the acceptance samples ("mse" where there is no trial, "minmax"
-            without data), and then tries the others again on one stretch of the network at a time.
+            without data), and then tries the next best again on one stretch of the network at a time.
     """
 
     name: ClassVar[str] = "calibrate"
@@ -119,7 +120,7 @@ def _search(grids: _Grids, state: State, context: Context) -> tuple[dict[str, st
     best = max(SEARCHED, key=lambda m: whole[m])
     metrics = [Metric(f"trial {m}", value, "dB") for m, value in whole.items()]
     chosen, reached = dict.fromkeys(grids.names, best), whole[best]
-    others = [m for m in SEARCHED if m != best]
+    others = sorted((m for m in SEARCHED if m != best), key=lambda m: -whole[m])[:RUNNERS_UP]
     count = min(max(STRETCHES * TYPICAL_NODES // len(state.plan.nodes), 1), STRETCHES, len(grids.names))
     stretches = np.array_split(np.asarray(grids.names, dtype=object), count)
     for number, stretch in enumerate(stretches):
@@ -153,8 +154,8 @@ def gridded(
     """
     codes = tensor.spec.code_range if tensor.spec is not None else (0, 255)
     scale, zero_point = affine_grid(low, high, codes)
-    while limits is not None and covered_range(float(scale), zero_point, codes)[1] > limits[1]:
-        scale = np.nextafter(scale, np.float32(0))
+    for code, limit in zip(codes, limits or (), strict=False):
+        scale = _within(scale, code - zero_point, limit)
     return replace(
         tensor,
         scale=np.asarray(scale, np.float32),
@@ -165,6 +166,14 @@ def gridded(
     )
 
 
+def _within(scale: np.float32, steps: int, limit: float) -> np.float32:
+    """Return the scale, or the largest smaller one with which so many steps from 0 do not go beyond a limit."""
+    if steps * limit <= 0.0 or abs(steps * float(scale)) <= abs(limit):
+        return scale
+    fitting = np.float32(limit / steps)
+    return fitting if abs(steps * float(fitting)) <= abs(limit) else np.nextafter(fitting, np.float32(0))
+
+
 def silu_values(model: ir.Model) -> frozenset[str]:
     """Return the values that are read by nothing but ``x * sigmoid(x)``."""
     found = set()
@@ -173,7 +182,7 @@ def silu_values(model: ir.Model) -> frozenset[str]:
         gate = node.outputs[0]
         if value is None or value.is_graph_output() or gate.is_graph_output() or len(gate.uses()) != 1:
             continue
-        product = gate.uses()[0].node
+        product = next(iter(gate.uses())).node
         if product.op_type == "Mul" and {u.node for u in value.uses()} == {node, product}:
             found.add(value.name or "")
     return frozenset(found)
@@ -201,11 +210,7 @@ def shared_grids(
     """
     found: dict[str, TensorPlan] = {}
     limits = activation_limits(model)
-    moved = {
-        n.outputs[0].name
-        for n in model.graph
-        if n.name in nodes and nodes[n.name].precision is Precision.MOVE
-    }
+    moved = {n.outputs[0].name for n in model.graph if n.name in nodes and nodes[n.name].precision is Precision.MOVE}
     for node in model.graph:
         if node.outputs[0].name in moved and node.inputs[0] is not None:
             source, name = node.inputs[0].name or "", node.outputs[0].name or ""

@@ -9,10 +9,12 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from qcompiler.lowering import weight_codes
 from qcompiler.model.edit import constant_of
+from qcompiler.model.weights import channel_axis_of, has_row_bias, scales_operands
 from qcompiler.plan import Precision, Role, TensorPlan
 from qcompiler.protocols import PassKind, PassResult
-from qcompiler.quant.grid import dequantize, quantize
+from qcompiler.quant.grid import dequantize
 from qcompiler.records import Metric, PassReport, Skip
 from qcompiler.state import Context, Fact, State
 
@@ -65,21 +67,21 @@ class CorrectBias:
 
 def mean_shift(state: State, node: ir.Node) -> NDArray[np.float64] | None:
     """Return E[(W_q - W) x] of a Conv or Gemm, float64 of shape (output channels,), or None if E[x] is unknown."""
+    transposed = node.attributes.get("transA")
+    if scales_operands(node) or not has_row_bias(node) or (transposed is not None and transposed.as_int()):
+        return None
     data, value = node.inputs[0], node.inputs[1]
     weight = constant_of(value)
     entry = state.plan.tensors.get(value.name or "") if value is not None else None
     statistics = state.statistics.get(data.name or "") if data is not None else None
     if weight is None or entry is None or entry.scale is None or entry.zero_point is None or statistics is None:
         return None
-    spec = entry.spec
-    if spec is None or spec.axis is None:
-        return None
-    exact = np.asarray(weight, np.float32)
-    codes = entry.codes if entry.codes is not None else quantize(exact, entry.scale, entry.zero_point, spec.code_range, spec.axis)
-    error = dequantize(codes, entry.scale, entry.zero_point, spec.axis).astype(np.float64) - exact
+    axis = entry.spec.axis if entry.spec is not None else None
+    rounded = dequantize(weight_codes(weight, entry), entry.scale, entry.zero_point, axis)
+    error = rounded.astype(np.float64) - weight
     mean = statistics.channel_mean
     if node.op_type == "Gemm":
-        rows = error if spec.axis == 0 else error.T
+        rows = error if channel_axis_of(node, 1) == 0 else error.T
         return rows @ mean if rows.shape[1] == mean.size else None
     attribute = node.attributes.get("group")
     groups = attribute.as_int() if attribute is not None else 1

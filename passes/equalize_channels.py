@@ -29,7 +29,7 @@ CHANNELWISE = frozenset(
 SAMPLES = 8
 SIGMAS = 4.0
 MIN_GAIN_DB = 0.5
-"""A trial of so few samples can mislead by some tenths of a decibel.""" 
+"""A trial of so few samples can mislead by some tenths of a decibel."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -67,6 +67,7 @@ class EqualizeChannels:
     def run(self, state: State, context: Context) -> PassResult:
         """Return the state with an equivalent model whose channels are balanced."""
         model = clone(state.model)
+        _relax_clips(model.graph)
         pairs, skipped = _find_pairs(model.graph)
         moments = dict(state.moments)
         chosen = self._choose(state, context, pairs, skipped)
@@ -90,9 +91,7 @@ class EqualizeChannels:
         report = PassReport(name=self.name, changed=bool(chosen), metrics=tuple(metrics), skipped=tuple(skipped))
         return PassResult(result if chosen else state, report)
 
-    def _choose(
-        self, state: State, context: Context, pairs: list[_Pair], skipped: list[Skip]
-    ) -> dict[str, TensorPlan]:
+    def _choose(self, state: State, context: Context, pairs: list[_Pair], skipped: list[Skip]) -> dict[str, TensorPlan]:
         """Return the factors of every pair: those the plan recorded if it has any, else computed ones."""
         recorded = {k: t for k, t in state.plan.tensors.items() if t.role is Role.FACTORS}
         if recorded or context.recipe.replay is not None:
@@ -117,18 +116,26 @@ def _factor_name(pair: _Pair) -> str:
     return f"{pair.value.name}:factors"
 
 
+def _relax_clips(graph: ir.Graph) -> None:
+    """Make a Relu of every Clip that provably never reaches its limit: channels that grow might reach it."""
+    for node in graph:
+        if node.op_type == "Clip" and never_clips(node):
+            node.op_type = "Relu"
+            node.resize_inputs(1)
+
+
 def _find_pairs(graph: ir.Graph) -> tuple[list[_Pair], list[Skip]]:
     pairs: list[_Pair] = []
     skipped: list[Skip] = []
     for node in graph:
-        if node.op_type not in ("Conv", "Gemm") or not _own_constants(node):
+        if node.op_type != "Conv" or not _own_constants(node):
             continue
         readers, refusal = _readers(node.outputs[0], 0)
         if refusal:
             skipped.append(Skip(node.outputs[0].name or "", refusal))
             continue
         value = node.outputs[0]
-        follower = value.uses()[0].node if len(value.uses()) == 1 else None
+        follower = next(iter(value.uses())).node if len(value.uses()) == 1 else None
         if follower is not None and follower.op_type in ("Relu", "LeakyRelu"):
             value = follower.outputs[0]
         pairs.append(_Pair(node, value, tuple(readers)))
@@ -152,9 +159,7 @@ def _readers(value: ir.Value, offset: int) -> tuple[list[_Reader], str]:
         elif node.op_type == "Conv" and use.idx == 0 and _own_constants(node):
             more, refusal = [_Reader(node, offset)], ""
         elif node.op_type == "Clip":
-            if not never_clips(node):
-                return [], f"'{node.name}' clips at a fixed value, which factors would move"
-            more, refusal = _readers(node.outputs[0], offset)
+            return [], f"'{node.name}' clips at a fixed value, which factors would move"
         else:
             return [], f"'{node.name}' ({node.op_type}) is not positively homogeneous per channel"
         if refusal:
@@ -165,7 +170,8 @@ def _readers(value: ir.Value, offset: int) -> tuple[list[_Reader], str]:
 
 def _own_constants(node: ir.Node) -> bool:
     values = [v for v in node.inputs[1:3] if v is not None]
-    return bool(values) and all(v.const_value is not None and len(v.uses()) == 1 for v in values)
+    own = (v.const_value is not None and len(v.uses()) == 1 and not v.is_graph_output() for v in values)
+    return bool(values) and all(own)
 
 
 def _axis(node: ir.Node) -> int:
@@ -190,8 +196,8 @@ def _channel_statistics(
     if context.calibration is None or not names:
         known = {n: state.moments[n] for n in names if n in state.moments}
         return {n: (np.abs(m.mean) + SIGMAS * m.std, m.mean**2 + m.std**2) for n, m in known.items()}
-    few = Subset(context.calibration, range(min(SAMPLES, len(context.calibration))))
-    collected = {n: StreamingStatistics() for n in names}
+    few = Subset(context.calibration, tuple(range(min(SAMPLES, len(context.calibration)))))
+    collected = {n: StreamingStatistics(channel_axis=1) for n in names}
     for values in stream(state.model, names, few, threads=context.recipe.threads):
         for name, array in values.items():
             collected[name].add(np.asarray(array, np.float32))
@@ -199,9 +205,7 @@ def _channel_statistics(
     return {n: (s.channel_peak, s.channel_power) for n, s in results.items() if s.channel_peak.size}
 
 
-def _factors(
-    pair: _Pair, peak: NDArray[np.float64], power: NDArray[np.float64]
-) -> NDArray[np.float64] | None:
+def _factors(pair: _Pair, peak: NDArray[np.float64], power: NDArray[np.float64]) -> NDArray[np.float64] | None:
     energy, noise = np.zeros(peak.size), np.zeros(peak.size)
     for reader in pair.readers:
         weight = constant_of(reader.node.inputs[1])
@@ -226,14 +230,12 @@ def _groups(node: ir.Node) -> int:
 
 
 def _apply(pair: _Pair, factors: NDArray[np.float64]) -> None:
-    producer = pair.producer
-    for value, shape in ((producer.inputs[1], None), (producer.inputs[2] if len(producer.inputs) > 2 else None, (-1,))):
+    """Divide the channels that the producer makes, and multiply the weights that read them."""
+    for value in pair.producer.inputs[1:3]:
         array = constant_of(value)
-        if value is None or array is None:
-            continue
-        axis_first = producer.op_type == "Conv" or _transposed(producer) or shape is not None
-        view = shape or ((-1, *([1] * (array.ndim - 1))) if axis_first else (1, -1))
-        replace_constant(value, (array / factors.reshape(view)).astype(array.dtype))
+        if value is not None and array is not None:
+            divisors = factors.reshape(-1, *([1] * (array.ndim - 1)))
+            replace_constant(value, (array / divisors).astype(array.dtype))
     for reader in pair.readers:
         value = reader.node.inputs[1]
         weight = constant_of(value)
@@ -245,11 +247,6 @@ def _apply(pair: _Pair, factors: NDArray[np.float64]) -> None:
         per_group = np.repeat(wide.reshape(groups, -1), weight.shape[0] // groups, axis=0)
         shaped = per_group.reshape(*weight.shape[:2], *([1] * (weight.ndim - 2)))
         replace_constant(value, (weight * shaped).astype(weight.dtype))
-
-
-def _transposed(node: ir.Node) -> bool:
-    flag = node.attributes.get("transB")
-    return flag is not None and bool(flag.as_int())
 
 
 def _rescale_moments(moments: dict[str, ChannelMoments], pair: _Pair, factors: NDArray[np.float64]) -> None:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from qcompiler.model.bounds import clip_limits
 from qcompiler.model.edit import constant_of
+from qcompiler.model.weights import has_row_bias, scales_operands
 from qcompiler.protocols import PassKind, PassResult
 from qcompiler.quant.gaussian import (
     average_moments,
@@ -121,13 +122,16 @@ def _padded(node: ir.Node, first: ChannelMoments) -> ChannelMoments | None:
 
 
 def _linear(node: ir.Node, first: ChannelMoments) -> ChannelMoments | None:
-    weight = constant_of(node.inputs[1])
-    bias = constant_of(node.inputs[2]) if len(node.inputs) > 2 and node.inputs[2] is not None else None
-    if weight is None:
+    """Return the moments behind a Conv, or behind a matrix product with the channels in its columns."""
+    weight, data = constant_of(node.inputs[1]), node.inputs[0]
+    bias = constant_of(node.inputs[2]) if len(node.inputs) > 2 else None
+    if weight is None or data is None or scales_operands(node) or not has_row_bias(node):
         return None
     rows = np.asarray(weight, np.float64)
-    if node.op_type == "MatMul" or (node.op_type == "Gemm" and not _flag(node, "transB")):
-        rows = rows.T if rows.ndim == 2 else rows
+    if node.op_type != "Conv":
+        if rows.ndim != 2 or data.shape is None or len(data.shape) != 2 or _flag(node, "transA"):
+            return None
+        rows = rows if _flag(node, "transB") else rows.T
     offset = np.zeros(rows.shape[0]) if bias is None else np.asarray(bias, np.float64).reshape(-1)
     groups = _flag(node, "group") or 1
     found = linear_moments(rows, offset, first.mean, first.std, groups)

@@ -10,6 +10,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from qcompiler.model.edit import add_initializer, clone, constant_of, fresh_name, take_over, value_names
+from qcompiler.model.weights import has_row_bias, scales_operands
 from qcompiler.protocols import PassKind, PassResult
 from qcompiler.records import Metric, PassReport, Skip
 from qcompiler.state import ChannelMoments, Context, Fact, State
@@ -63,6 +64,8 @@ class FoldBatchNorm:
 
 def _affine(node: ir.Node) -> Affine | None:
     """Return the per-channel factor and offset that a node applies, or None if it is no such node."""
+    if node.domain not in ("", "ai.onnx"):
+        return None
     if node.op_type == "BatchNormalization" and len(node.inputs) >= 5:
         parts = [constant_of(v) for v in node.inputs[1:5]]
         if any(p is None for p in parts):
@@ -91,31 +94,26 @@ def _constant_operand(node: ir.Node) -> Affine | None:
 
 
 def _channels(producer: ir.Node) -> int:
+    """Return how many output channels a layer with constant weights has, 0 for any other node."""
     weight = producer.inputs[1] if len(producer.inputs) > 1 else None
     if weight is None or weight.const_value is None or producer.op_type not in ("Conv", "Gemm", "MatMul"):
         return 0
-    shape = weight.const_value.shape
-    if producer.op_type == "Gemm" and (flag := producer.attributes.get("transB")) is not None and flag.as_int():
-        return int(shape[0])
-    return int(shape[0] if producer.op_type == "Conv" else shape[-1])
+    shape = weight.const_value.shape.numpy()
+    if len(shape) < 2 or producer.domain not in ("", "ai.onnx"):
+        return 0
+    return shape[0] if producer.op_type == "Conv" or _transposed(producer) else shape[-1]
 
 
 def _per_channel(constant: NDArray[np.generic], producer: ir.Node, channels: int) -> Float64 | None:
     """Return a constant as one value per output channel, or None if it varies along another axis."""
-    if channels == 0:
+    output = producer.outputs[0].shape
+    if channels == 0 or output is None or constant.ndim > len(output):
         return None
     if constant.size == 1:
         return np.full(channels, float(constant.reshape(-1)[0]))
-    shape = list(constant.shape)
-    if producer.op_type != "Conv":
-        return constant.astype(np.float64).reshape(-1) if shape[-1] == constant.size == channels else None
-    output = producer.outputs[0].shape
-    if output is None:
-        return None
-    padded = [1] * (len(output) - len(shape)) + shape
-    if constant.size == channels and padded[1] == channels and len(padded) == len(output):
-        return constant.astype(np.float64).reshape(-1)
-    return None
+    padded = [1] * (len(output) - constant.ndim) + list(constant.shape)
+    axis = 1 if producer.op_type == "Conv" else -1
+    return constant.astype(np.float64).reshape(-1) if padded[axis] == constant.size == channels else None
 
 
 def _moments(node: ir.Node) -> ChannelMoments | None:
@@ -136,19 +134,20 @@ def _refusal(node: ir.Node, affine: Affine) -> str:
         return "the value before it is used elsewhere too"
     if _channels(producer) != affine[0].size:
         return "weights are not constant"
-    if len(node.outputs) > 1 and any(v.uses() for v in node.outputs[1:]):
+    training = node.attributes.get("training_mode")
+    if training is not None and training.as_int():
         return "it is in training mode"
-    if producer.op_type == "MatMul" and affine[1].any() and not _is_matrix_product(producer):
-        return "a batched MatMul holds no offset"
-    if producer.op_type == "Gemm" and any(
-        (a := producer.attributes.get(k)) is not None and a.as_float() != 1.0 for k in ("alpha", "beta")
-    ):
+    if producer.op_type == "MatMul" and not _is_matrix_product(producer):
+        if node.op_type == "BatchNormalization":
+            return "its channels are not those of the batched MatMul before it"
+        if affine[1].any():
+            return "a batched MatMul holds no offset"
+    if scales_operands(producer):
         return "the Gemm scales its operands"
     weight = producer.inputs[1]
     if weight is None or len(weight.uses()) > 1:
         return "its weights are shared with another node"
-    bias = producer.inputs[2] if len(producer.inputs) > 2 else None
-    if bias is not None and (bias.const_value is None or constant_of(bias).size != affine[0].size):  # type: ignore[union-attr]
+    if not has_row_bias(producer):
         return "the bias is not one constant per channel"
     if node.outputs[0].is_graph_output() and data.is_graph_input():
         return "it stands between an input and an output"
@@ -162,15 +161,15 @@ def _fold(graph: ir.Graph, node: ir.Node, affine: Affine, taken: set[str]) -> No
     producer = data.producer()
     if producer is None:
         return
-    weight = np.asarray(constant_of(producer.inputs[1]), np.float64)
-    dtype = constant_of(producer.inputs[1]).dtype  # type: ignore[union-attr]
-    rows_first = producer.op_type == "Conv" or _channels(producer) != weight.shape[-1] or _transposed(producer)
-    shape = (-1, *([1] * (weight.ndim - 1))) if rows_first else (1,) * (weight.ndim - 1) + (-1,)
+    value, weight = producer.inputs[1], constant_of(producer.inputs[1])
+    if value is None or weight is None:
+        return
+    dtype, others = weight.dtype, (1,) * (weight.ndim - 1)
+    shape = (-1, *others) if producer.op_type == "Conv" or _transposed(producer) else (*others, -1)
     if (factor != 1.0).any():
-        scaled = add_initializer(
-            graph, fresh_name(taken, f"{producer.inputs[1].name}_folded"), (weight * factor.reshape(shape)).astype(dtype)  # type: ignore[union-attr]
-        )
-        producer.replace_input_with(1, scaled)
+        scaled = (weight.astype(np.float64) * factor.reshape(shape)).astype(dtype)
+        name = fresh_name(taken, f"{value.name}_folded")
+        producer.replace_input_with(1, add_initializer(graph, name, scaled))
     old = producer.inputs[2] if len(producer.inputs) > 2 else None
     base = np.zeros(factor.size) if old is None else np.asarray(constant_of(old), np.float64).reshape(-1)
     bias = base * factor + offset

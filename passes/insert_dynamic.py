@@ -7,6 +7,7 @@ from typing import ClassVar
 
 import onnx_ir as ir
 
+from qcompiler.errors import QCompileError
 from qcompiler.lowering import lazy_codes
 from qcompiler.model.edit import add_initializer, all_nodes, clone, drop_unused, fresh_name, take_over, value_names
 from qcompiler.plan import Precision, Role, TensorPlan
@@ -70,14 +71,14 @@ def _quantize(graph: ir.Graph, node: ir.Node, data: ir.Value, taken: set[str]) -
 
 
 def _store(graph: ir.Graph, weight: ir.Value, entry: TensorPlan, taken: set[str]) -> tuple[ir.Value, ir.Value]:
+    """Return a weight's codes and its scale, as constants."""
     tensor = weight.const_value
-    shape = ir.Shape(tensor.shape) if tensor is not None else ir.Shape(())
-    home = weight.graph if weight.graph is not None else graph
+    if tensor is None or entry.scale is None:
+        raise QCompileError(f"weight '{entry.name}' is planned without a scale, or is no constant")
+    shape = ir.Shape(tensor.shape.numpy())
     codes = ir.LazyTensor(lazy_codes(weight, entry), ir.DataType.INT8, shape, cache=False)
-    stored = add_initializer(home, fresh_name(taken, f"{weight.name}_codes"), codes)
-    if entry.scale is None:
-        raise ValueError(f"weight '{entry.name}' has no scale")
-    scale = add_initializer(home, fresh_name(taken, f"{weight.name}_scale"), entry.scale.reshape(-1))
+    stored = add_initializer(graph, fresh_name(taken, f"{weight.name}_codes"), codes)
+    scale = add_initializer(graph, fresh_name(taken, f"{weight.name}_scale"), entry.scale.reshape(-1))
     return stored, scale
 
 

@@ -6,8 +6,10 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import numpy as np
+import onnx_ir as ir
 
 from qcompiler.errors import DataError
+from qcompiler.model.edit import values_by_name
 from qcompiler.plan import Precision, Role
 from qcompiler.protocols import PassKind, PassResult
 from qcompiler.quant.histogram import StreamingStatistics
@@ -27,6 +29,14 @@ def _weight_only_inputs(state: State) -> list[str]:
         if value is not None and value.const_value is None and value.name not in found:
             found.append(value.name or "")
     return found
+
+
+def _channel_axis(value: ir.Value) -> int | None:
+    """Return 1 for what convolutions make and read, whatever its rank, else None."""
+    nodes = [use.node for use in value.uses()]
+    producer = value.producer()
+    nodes += [producer] if producer is not None else []
+    return 1 if any(node.op_type == "Conv" for node in nodes) else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +63,8 @@ class Observe:
             raise DataError("pass 'observe' needs calibration samples; give --data or use 'estimate-statistics'")
         names = [t.name for t in state.plan.tensors.values() if t.role is Role.ACTIVATION]
         names += [n for n in _weight_only_inputs(state) if n not in names]
-        collected = {name: StreamingStatistics() for name in names}
+        values_of = values_by_name(state.model)
+        collected = {name: StreamingStatistics(_channel_axis(values_of[name])) for name in names}
         count = 0
         if names:
             for values in stream(
@@ -69,7 +80,7 @@ class Observe:
                             f"value '{name}' is not finite for sample {count} of {samples.source}; "
                             "leave that sample out or keep the node in float"
                         )
-                    collected[name].add(array)
+                    collected[name].add(np.asarray(array, np.float32))
                 count += 1
         statistics = {name: c.result() for name, c in collected.items() if c.samples}
         constant = tuple(f"'{n}' is constant over all samples" for n, s in statistics.items() if s.low == s.high)

@@ -18,14 +18,17 @@ from qcompiler.state import Context, Fact, State
 SMALLEST_BYTES = 1024
 LARGEST_BYTES = 1 << 26
 MAX_COLORS = 256
+OVERHEAD_BYTES = 200
+"""Two nodes and the names they bring."""
 
 
 @dataclass(frozen=True, slots=True)
 class PackConstants:
     """Shrinks what is left in float after the weights: grids, anchors, tables.
 
-    A constant of at most 256 different values becomes ``Gather(values, Cast(indices))`` with one byte per index;
-    ONNX Runtime folds that when it loads a session, so nothing is computed at run time and no bit changes.
+    A constant of at most 256 different values becomes ``Gather(values, Cast(indices))`` with one byte per index
+    where that is shorter; ONNX Runtime folds it when it loads a session, so nothing is computed at run time and
+    no bit changes.
     """
 
     name: ClassVar[str] = "pack-constants"
@@ -84,20 +87,19 @@ def _pack(graph: ir.Graph, value: ir.Value, taken: set[str]) -> int:
         return 0
     # Bit patterns, not values: -0.0 and 0.0 are two colors.
     bits, index = np.unique(np.ascontiguousarray(array).view(np.uint32).reshape(-1), return_inverse=True)
-    if bits.size > MAX_COLORS:
+    saved = int(array.nbytes - index.size - bits.nbytes) - OVERHEAD_BYTES
+    if bits.size > MAX_COLORS or saved <= 0:
         return 0
     name = value.name or ""
     shape = ir.Shape(array.shape)
     palette = add_initializer(graph, fresh_name(taken, f"{name}_values"), bits.view(np.float32))
     indices = index.reshape(array.shape).astype(np.uint8)
     stored = add_initializer(graph, fresh_name(taken, f"{name}_indices"), indices)
-    wide = ir.node(
-        "Cast", [stored], attributes={"to": ir.DataType.INT32.value}, name=fresh_name(taken, f"{name}_wide")
-    )
+    wide = ir.node("Cast", [stored], attributes={"to": ir.DataType.INT32.value}, name=fresh_name(taken, f"{name}_wide"))
     restored = ir.node("Gather", [palette, wide.outputs[0]], name=fresh_name(taken, f"{name}_restored"))
     for made, dtype in ((wide, ir.DataType.INT32), (restored, ir.DataType.FLOAT)):
         made.outputs[0].name = made.name
         made.outputs[0].type, made.outputs[0].shape = ir.TensorType(dtype), shape
     graph.insert_before(graph[0], [wide, restored])
     value.replace_all_uses_with(restored.outputs[0])
-    return int(array.nbytes - indices.nbytes - bits.nbytes)
+    return saved

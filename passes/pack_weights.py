@@ -8,8 +8,9 @@ from typing import ClassVar
 import numpy as np
 import onnx_ir as ir
 
-from qcompiler.model.edit import add_initializer, all_nodes, clone, drop_unused, fresh_name, value_names
+from qcompiler.errors import QCompileError
 from qcompiler.lowering import correct_bias, lazy_codes
+from qcompiler.model.edit import add_initializer, all_nodes, clone, drop_unused, fresh_name, value_names
 from qcompiler.model.weights import weight_operands
 from qcompiler.plan import Precision, Role, TensorPlan
 from qcompiler.protocols import PassKind, PassResult
@@ -40,18 +41,21 @@ class PackWeights:
         model = clone(state.model)
         taken = value_names(model)
         packed: set[str] = set()
+        chosen = {n.name for n in state.plan.nodes.values() if n.precision is Precision.WEIGHT_ONLY}
         for node, graph in all_nodes(model):
-            decision = state.plan.nodes.get(node.name or "")
-            if decision is None or decision.precision is not Precision.WEIGHT_ONLY:
+            if node.name not in chosen:
                 continue
             if graph is model.graph:
                 correct_bias(graph, node, state.plan, taken)
             for index in weight_operands(node):
                 value = node.inputs[index]
                 entry = state.plan.tensors.get(value.name or "") if value is not None else None
-                if value is None or entry is None or entry.role is not Role.WEIGHT or entry.scale is None:
+                if value is None or entry is None or entry.role is not Role.WEIGHT:
                     continue
-                self._pack(graph, node, index, entry, taken)
+                decoded = _decoded(value, entry, taken)
+                for use in list(value.uses()):
+                    if use.node.name in chosen and use.idx in weight_operands(use.node):
+                        use.node.replace_input_with(use.idx, decoded)
                 packed.add(entry.name)
         drop_unused(model)
         metrics = (Metric("packed", len(packed), "tensors"),)
@@ -59,23 +63,21 @@ class PackWeights:
             replace(state, model=model), PassReport(name=self.name, changed=bool(packed), metrics=metrics)
         )
 
-    def _pack(self, graph: ir.Graph, node: ir.Node, index: int, entry: TensorPlan, taken: set[str]) -> None:
-        value = node.inputs[index]
-        if value is None or value.const_value is None or entry.spec is None or entry.scale is None:
-            return
-        dtype, rank = value.const_value.dtype, len(value.const_value.shape)
-        home = value.graph if value.graph is not None else graph
-        codes = ir.LazyTensor(
-            lazy_codes(value, entry), ir.DataType.INT8, ir.Shape(value.const_value.shape), cache=False
-        )
-        stored = add_initializer(home, fresh_name(taken, f"{value.name}_codes"), codes)
-        factors = np.asarray(along(entry.scale, entry.spec.axis, rank), dtype.numpy())
-        scale = add_initializer(home, fresh_name(taken, f"{value.name}_scale"), factors)
-        cast = ir.node("Cast", [stored], attributes={"to": dtype.value}, name=fresh_name(taken, f"{value.name}_cast"))
-        multiply = ir.node("Mul", [cast.outputs[0], scale], name=fresh_name(taken, f"{value.name}_decoded"))
-        for made in (cast, multiply):
-            made.outputs[0].name = made.name
-            made.outputs[0].type, made.outputs[0].shape = ir.TensorType(dtype), ir.Shape(value.const_value.shape)
-        home.insert_before(home[0], [cast, multiply])
-        for use in list(value.uses()):
-            use.node.replace_input_with(use.idx, multiply.outputs[0])
+
+def _decoded(value: ir.Value, entry: TensorPlan, taken: set[str]) -> ir.Value:
+    """Return a value that decodes a weight from its codes, at the start of the graph that the weight is in."""
+    tensor, home = value.const_value, value.graph
+    if tensor is None or not isinstance(home, ir.Graph) or entry.spec is None or entry.scale is None:
+        raise QCompileError(f"weight '{entry.name}' is planned without a grid, or is no constant")
+    dtype, shape = tensor.dtype, tensor.shape.numpy()
+    codes = ir.LazyTensor(lazy_codes(value, entry), ir.DataType.INT8, ir.Shape(shape), cache=False)
+    stored = add_initializer(home, fresh_name(taken, f"{value.name}_codes"), codes)
+    factors = np.asarray(along(entry.scale, entry.spec.axis, len(shape)), dtype.numpy())
+    scale = add_initializer(home, fresh_name(taken, f"{value.name}_scale"), factors)
+    cast = ir.node("Cast", [stored], attributes={"to": dtype.value}, name=fresh_name(taken, f"{value.name}_cast"))
+    multiply = ir.node("Mul", [cast.outputs[0], scale], name=fresh_name(taken, f"{value.name}_decoded"))
+    for made in (cast, multiply):
+        made.outputs[0].name = made.name
+        made.outputs[0].type, made.outputs[0].shape = ir.TensorType(dtype), ir.Shape(shape)
+    home.insert_before(home[0], [cast, multiply])
+    return multiply.outputs[0]

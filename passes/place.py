@@ -10,12 +10,14 @@ from typing import ClassVar
 import onnx_ir as ir
 
 from qcompiler.errors import UsageError
-from qcompiler.model.weights import channel_axis_of, is_float_constant, saved_bytes, weight_operands
+from qcompiler.model.bounds import clip_limits
+from qcompiler.model.weights import TOO_SMALL, channel_axis_of, saved_bytes, weight_operands
 from qcompiler.plan import CompressionPlan, NodePlan, Precision, QuantSpec, Role, TensorPlan
 from qcompiler.protocols import OpRule, PassKind, PassResult, Refusal, Target
 from qcompiler.quant.histogram import TensorStatistics
 from qcompiler.recipe import MatchRule
 from qcompiler.records import Metric, PassReport, Skip
+from qcompiler.runtime.ort_needs import unmet_need
 from qcompiler.state import Context, Fact, State
 
 U8 = QuantSpec(num_bits=8, signed=False)
@@ -85,7 +87,8 @@ class _Placer:
         self._refuse_idle_rules()
         for node in self.nodes:
             self.choices[node] = self._first_choice(node)
-        while any([self._demote_without_ranges(), self._demote_light(), self._demote_fused()]):
+        demotions = (self._demote_without_ranges, self._demote_shared, self._demote_light, self._demote_fused)
+        while sum(demote() for demote in demotions):
             pass
 
     def _refuse_idle_rules(self) -> None:
@@ -94,7 +97,7 @@ class _Placer:
         for rule in self.rules:
             if not any(re.search(rule.pattern, name) for name in names):
                 raise UsageError(
-                    f"[match.\"{rule.pattern}\"] matches no node and no constant of the model; "
+                    f'[match."{rule.pattern}"] matches no node and no constant of the model; '
                     "'qcompile MODEL --dry-run' lists the names"
                 )
 
@@ -103,9 +106,9 @@ class _Placer:
     def _first_choice(self, node: ir.Node) -> _Choice:
         rule = self._recipe_rule(node)
         if rule is not None and rule.keep_float:
-            return _Choice(Precision.FLOAT, f"kept in float by [match.\"{rule.pattern}\"]")
+            return _Choice(Precision.FLOAT, f'kept in float by [match."{rule.pattern}"]')
         if rule is not None and rule.scheme == "weight_only":
-            return _Choice(Precision.FLOAT, f"weights only, by [match.\"{rule.pattern}\"]")
+            return _Choice(Precision.FLOAT, f'weights only, by [match."{rule.pattern}"]')
         if node.domain not in ("", "ai.onnx"):
             return _Choice(Precision.FLOAT, f"operator of domain '{node.domain}' is left alone")
         if node.op_type in FUSED:
@@ -115,7 +118,7 @@ class _Placer:
         found = self.target.legalize(node.op_type, Precision.INTEGER, None)
         if isinstance(found, Refusal):
             return _Choice(Precision.FLOAT, found.reason)
-        unmet = _unmet_need(node, found)
+        unmet = unmet_need(node, found)
         if unmet:
             return _Choice(Precision.FLOAT, unmet)
         return _Choice(found.precision, "between integer nodes", found)
@@ -129,7 +132,7 @@ class _Placer:
         found = self.target.legalize(node.op_type, wanted, spec)
         if isinstance(found, Refusal):
             return _Choice(Precision.FLOAT, found.reason)
-        unmet = _unmet_need(node, found)
+        unmet = unmet_need(node, found)
         if unmet:
             return _Choice(Precision.FLOAT, unmet)
         if wanted is Precision.DYNAMIC:
@@ -154,6 +157,8 @@ class _Placer:
             return _Choice(Precision.FLOAT, "the value before it is used elsewhere too")
         if any(v is not None and v.const_value is None for v in node.inputs[1:]):
             return _Choice(Precision.FLOAT, "its limits are computed at run time")
+        if node.op_type == "Clip" and not clip_limits(node)[0] <= 0.0 <= clip_limits(node)[1]:
+            return _Choice(Precision.FLOAT, "its limits leave out 0, which every grid holds")
         return _Choice(Precision.INTEGER, f"fused into {producer.name}", self.choices[producer].rule, fused=True)
 
     def _recipe_rule(self, node: ir.Node) -> MatchRule | None:
@@ -173,6 +178,18 @@ class _Placer:
             producer = _producer(node) if choice.fused else None
             if choice.fused and (producer is None or self.choices[producer].precision is not Precision.INTEGER):
                 self.choices[node] = _Choice(Precision.FLOAT, "its input is not computed in integers")
+                changed = True
+        return changed
+
+    def _demote_shared(self) -> bool:
+        """Keep in integers only those readers of a shared weight that need the grid of its first reader."""
+        changed, axes = False, dict[ir.Value, int | None]()
+        for node in self.nodes:
+            runs = self._is_compute(node) or self.choices[node].precision is Precision.DYNAMIC
+            weight = node.inputs[1] if runs else None
+            if weight is not None and axes.setdefault(weight, axis := channel_axis_of(node, 1)) != axis:
+                reason = "it shares its weights with a layer whose channels lie along another axis"
+                self.choices[node] = _Choice(Precision.FLOAT, reason)
                 changed = True
         return changed
 
@@ -269,8 +286,12 @@ class _Placer:
             weights = self._plan_weights(node, choice)
             for entry in weights:
                 first = tensors.setdefault(entry.name, entry)
-                if first.spec != entry.spec:
-                    self.skipped.append(Skip(entry.name, f"shared: keeps the grid of its first user, not that of '{node.name}'"))
+                if first.spec == entry.spec:
+                    continue
+                if choice.precision is Precision.FLOAT:  # it decodes whatever grid there is
+                    self.skipped.append(Skip(entry.name, f"shared: '{node.name}' takes the grid of another layer"))
+                else:
+                    tensors[entry.name] = entry
             if choice.precision is Precision.FLOAT and weights:
                 why = choice.reason + "; weights stored in integers"
                 choice = replace(choice, precision=Precision.WEIGHT_ONLY, reason=why)
@@ -303,7 +324,7 @@ class _Placer:
             if value is None:
                 continue
             if not runs and saved_bytes(value, axis) <= 0:
-                self.skipped.append(Skip(value.name or "", "too small: storing it in integers saves nothing"))
+                self.skipped.append(Skip(value.name or "", TOO_SMALL))
                 continue
             spec = QuantSpec(num_bits=8, signed=True, symmetric=True, axis=axis)
             found.append(TensorPlan(name=value.name or "", role=Role.WEIGHT, spec=spec, decided_by=("place",)))
@@ -319,45 +340,3 @@ def _data_inputs(node: ir.Node) -> list[ir.Value]:
     """Return the inputs that carry data: the first one, or all of an n-ary operator."""
     many = node.op_type in ("Add", "Mul", "Concat")
     return [v for v in (node.inputs if many else node.inputs[:1]) if v is not None]
-
-
-def _unmet_need(node: ir.Node, rule: OpRule) -> str:
-    """Return why a table row's extra condition is not met, or ""."""
-    if len([v for v in node.outputs if v.name]) > 1 and rule.precision is Precision.MOVE:
-        return "its second output is used"
-    if rule.needs == "two computed inputs":
-        if any(v is None or v.const_value is not None for v in node.inputs):
-            return "a constant operand blocks the integer kernel"
-        if node.inputs[0] is node.inputs[1]:
-            return "both operands are the same value"
-    elif rule.needs == "8 input channels":
-        weight = node.inputs[1]
-        groups = node.attributes.get("group")
-        dense = groups is None or groups.as_int() == 1
-        if dense and weight is not None and weight.shape is not None and int(weight.shape[1]) < 8:
-            return "with so few input channels float takes fewer instructions on this profile"
-    elif rule.needs == "nearest":
-        mode = node.attributes.get("mode")
-        if mode is not None and mode.as_string() != "nearest":
-            return "only nearest-neighbor Resize moves quantized data"
-    elif rule.needs == "constant zero":
-        mode = node.attributes.get("mode")
-        fill = node.inputs[2] if len(node.inputs) > 2 else None
-        if mode is not None and mode.as_string() not in ("constant", "edge", "reflect"):
-            return "padding mode is not known to move quantized data"
-        if fill is not None and (fill.const_value is None or float(fill.const_value.numpy()) != 0.0):
-            return "padding with a value other than 0 has no exact code"
-    elif node.op_type == "Concat" and any(v is None or is_float_constant(v) for v in node.inputs):
-        return "a constant operand blocks the integer kernel"
-    elif node.op_type == "Gemm":
-        return _gemm_need(node)
-    return ""
-
-
-def _gemm_need(node: ir.Node) -> str:
-    for name in ("alpha", "beta"):
-        attribute = node.attributes.get(name)
-        if attribute is not None and attribute.as_float() != 1.0:
-            return f"Gemm with {name} other than 1 has no integer kernel"
-    attribute = node.attributes.get("transA")
-    return "transposed input" if attribute is not None and attribute.as_int() else ""

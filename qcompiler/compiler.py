@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TypeVar
+from typing import ParamSpec, TypeVar
 
 from qcompiler.artifacts import write_artifact
 from qcompiler.data import Subset
@@ -32,9 +32,10 @@ from qcompiler.runtime.machine import machine_name
 from qcompiler.samples import Samples, class_outputs, prepare_samples
 from qcompiler.state import Context, Fact, Progress, State, no_progress
 from qcompiler.trial import Trial, layer_levels
-from qcompiler.verify import SMALLER, GateInputs, GateResult, verify
+from qcompiler.verify import GateInputs, GateResult, verify
 
 T = TypeVar("T")
+P = ParamSpec("P")
 
 NAMED_SKIPS = 5
 LEVEL_SAMPLES = 2
@@ -137,7 +138,7 @@ class _Compilation:
         self.seconds["loading"] = self.job.load_seconds
         context = self._context()
         with self.output as output:
-            state, reports = self._timed("deciding", lambda: self._decide(context, output.path))
+            state, reports = self._timed("deciding", self._decide, context, output.path)
             self._refuse_nothing(state.plan, reports)
             gate, state, reports, repair, levels = self._verified(state, reports, context, output)
             self._refuse_nothing(state.plan, reports)
@@ -242,21 +243,19 @@ class _Compilation:
     ) -> tuple[GateResult, State, tuple[PassReport, ...], Repair, dict[str, float]]:
         repair = Repair(context, state)
         while True:
-            lowered, lowering = self._timed("lowering", lambda: self._lower(state, context, output.path))
-            files = self._timed("writing", lambda: self._write(lowered, output.path))
+            lowered, lowering = self._timed("lowering", self._lower, state, context, output.path)
+            files = self._timed("writing", self._write, lowered, output.path)
             self.job.progress("verifying", len(repair.steps), 0)
-            gate = self._timed("verifying", lambda: verify(self._gate_inputs(state), files, output.path / "model.onnx"))
+            gate = self._timed("verifying", verify, self._gate_inputs(state), files, output.path / "model.onnx")
             better = None
             if not gate.verdict.held and self.job.recipe.replay is None:
-                better = self._timed("repairing", lambda: repair.propose(gate.verdict, gate.layer_times))
+                better = self._timed("repairing", repair.propose, gate.verdict, gate.layer_times)
             if better is None:
-                levels = self._timed("measuring layers", lambda: self._levels(state, lowered))
+                levels = self._timed("measuring layers", self._levels, state, lowered)
                 return gate, state, (*reports, *lowering), repair, levels
             state = better
 
-    def _lower(
-        self, state: State, context: Context, folder: Path
-    ) -> tuple[State, tuple[PassReport, ...]]:
+    def _lower(self, state: State, context: Context, folder: Path) -> tuple[State, tuple[PassReport, ...]]:
         return Pipeline(self._lowering_passes()).run(state, context, self._dump(folder))
 
     def _write(self, lowered: State, folder: Path) -> dict[str, int]:
@@ -338,10 +337,11 @@ class _Compilation:
             machine=machine_name(),
         )
 
-    def _timed(self, stage: str, work: Callable[[], T]) -> T:
+    def _timed(self, stage: str, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Do some work and add its wall time to a stage."""
         started = time.perf_counter()
         try:
-            return work()
+            return work(*args, **kwargs)
         finally:
             self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - started
 

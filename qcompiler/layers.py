@@ -119,7 +119,8 @@ def _cause(node: ir.Node, value: str, state: State, levels: Mapping[str, float])
     level = levels.get(value)
     if level is None:
         return ""
-    inputs = [levels[v.name] for v in node.inputs if v is not None and v.name in levels]
+    names = [v.name or "" for v in node.inputs if v is not None]
+    inputs = [levels[n] for n in names if n in levels]
     if inputs and min(inputs) < level + INHERITED_DB:
         return "inherited from the layers before"
     statistics, entry = state.statistics.get(value), state.plan.activation(value)

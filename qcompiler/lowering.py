@@ -3,14 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
 
 from qcompiler.errors import QCompileError
 from qcompiler.model.edit import add_initializer, constant_of, fresh_name, tensor_array
+from qcompiler.model.weights import has_row_bias
 from qcompiler.plan import CompressionPlan, TensorPlan
 from qcompiler.quant.grid import quantize
+
+
+def weight_codes(weight: NDArray[Any], entry: TensorPlan) -> NDArray[np.int8]:
+    """Return the integer codes of a weight: the recorded ones, else the nearest rounding on the planned grid.
+
+    Raises:
+        QCompileError: the entry has no grid.
+    """
+    if entry.spec is None or entry.scale is None or entry.zero_point is None:
+        raise QCompileError(f"weight '{entry.name}' is planned without a grid")
+    if entry.codes is not None:
+        return entry.codes.astype(np.int8)
+    exact = np.asarray(weight, np.float32)
+    return quantize(exact, entry.scale, entry.zero_point, entry.spec.code_range, entry.spec.axis).astype(np.int8)
 
 
 def lazy_codes(value: ir.Value, entry: TensorPlan) -> Callable[[], ir.TensorProtocol]:
@@ -18,13 +35,9 @@ def lazy_codes(value: ir.Value, entry: TensorPlan) -> Callable[[], ir.TensorProt
     tensor = value.const_value
 
     def compute() -> ir.TensorProtocol:
-        if tensor is None or entry.spec is None or entry.scale is None or entry.zero_point is None:
-            raise QCompileError(f"weight '{entry.name}' is planned without a grid")
-        if entry.codes is not None:
-            return ir.tensor(entry.codes.astype(np.int8))
-        weight = np.asarray(tensor_array(tensor), np.float32)
-        codes = quantize(weight, entry.scale, entry.zero_point, entry.spec.code_range, entry.spec.axis)
-        return ir.tensor(codes.astype(np.int8))
+        if tensor is None:
+            raise QCompileError(f"planned weight '{entry.name}' is no constant")
+        return ir.tensor(weight_codes(tensor_array(tensor), entry))
 
     return compute
 
@@ -36,7 +49,7 @@ def correct_bias(graph: ir.Graph, node: ir.Node, plan: CompressionPlan, taken: s
         return
     old = node.inputs[2] if len(node.inputs) > 2 else None
     base = np.zeros(entry.correction.shape) if old is None else constant_of(old)
-    if base is None or np.size(base) != entry.correction.size:
+    if base is None or not has_row_bias(node) or np.size(base) != entry.correction.size:
         return
     corrected = (np.asarray(base, np.float64).reshape(-1) + entry.correction).astype(np.float32)
     value = add_initializer(graph, fresh_name(taken, f"{node.name}_b"), corrected)

@@ -145,7 +145,11 @@ def _check_equivalent(step: Pass, before: ir.Model, after: ir.Model, probe: Data
 
 
 def _agreement_db(expected: object, found: object) -> float | None:
-    if not isinstance(expected, np.ndarray) or not isinstance(found, np.ndarray) or expected.dtype.kind != "f":
+    if (
+        not isinstance(expected, np.ndarray)
+        or not isinstance(found, np.ndarray)
+        or expected.dtype.kind != "f"
+    ):
         return None
     if expected.shape != found.shape:
         return -200.0

@@ -69,7 +69,8 @@ def make_pass(request: str | PassRequest) -> Pass:
             raise UsageError(f"{request!r} names {len(found)} passes where one is wanted")
         request = found[0]
     made = load_pass(request.name)
-    fields = {f.name: f for f in dataclasses.fields(made)} if dataclasses.is_dataclass(made) else {}
+    fields: dict[str, dataclasses.Field[Any]] = getattr(made, "__dataclass_fields__", {})
+    fields = {k: f for k, f in fields.items() if f.init and not str(f.type).startswith("ClassVar")}
     for key, value in request.options.items():
         if key not in fields:
             known = f"it has {', '.join(fields)}" if fields else "it has none"

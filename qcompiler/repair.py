@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from qcompiler.floors import LATENCY
 from qcompiler.plan import Precision, Role
 from qcompiler.recipe import MatchRule
 from qcompiler.records import LayerTime, RepairStep, Verdict
@@ -55,12 +56,16 @@ class Repair:
             return None
         if verdict.failure or any(f.unit == "bytes" for f in verdict.missed):
             action, chosen = EVERYWHERE, left
-        elif any(f.name == "latency ratio" for f in verdict.missed):
+        elif any(f.name == LATENCY for f in verdict.missed):
             action, chosen = SLOWER, self._slower(left, times)
         else:
             action, chosen = DAMAGING, self._damaging(left, _deficit_db(verdict))
-        reasons = [f"{f.name} is {f.reached:.4g}" for f in verdict.missed if f.reached is not None and _lasting(f.name)]
-        outcome = verdict.failure or "; ".join(reasons) or "latency ratio above its limit"
+        reasons = [
+            f"{f.name} is {f.reached:.4g}"
+            for f in verdict.missed
+            if f.reached is not None and _lasting(f.name)
+        ]
+        outcome = verdict.failure or "; ".join(reasons) or f"{LATENCY} above its limit"
         self.steps.append(RepairStep(action=action, layers=tuple(chosen), outcome=outcome))
         self.reverted |= frozenset(chosen)
         return reverted(self.planned, self.context, self.reverted)
@@ -70,7 +75,10 @@ class Repair:
         slower = [
             t.name
             for t in times
-            if t.name in left and t.before_us is not None and t.after_us is not None and t.after_us > t.before_us
+            if t.name in left
+            and t.before_us is not None
+            and t.after_us is not None
+            and t.after_us > t.before_us
         ]
         again = any(step.action == SLOWER for step in self.steps)
         return left if again or not slower else slower
@@ -85,7 +93,9 @@ class Repair:
             return trial(reverted(self.planned, self.context, self.reverted | frozenset(nodes)))
 
         goal = level(()) + max(deficit_db + MARGIN_DB, MIN_GAIN_DB)
-        stretches = [list(s) for s in np.array_split(np.asarray(left, dtype=object), min(STRETCHES, len(left)))]
+        stretches = [
+            list(s) for s in np.array_split(np.asarray(left, dtype=object), min(STRETCHES, len(left)))
+        ]
         gains: dict[int, float] = {}
         for index, stretch in enumerate(stretches):
             gains[index] = level(stretch)
@@ -122,7 +132,7 @@ def _deficit_db(verdict: Verdict) -> float:
 
 def _lasting(name: str) -> bool:
     """Return True for a figure that is the same in every run, so that the report may hold it."""
-    return name != "latency ratio"
+    return name != LATENCY
 
 
 def compute_nodes(state: State) -> list[str]:
@@ -153,4 +163,3 @@ def reverted(state: State, context: Context, nodes: frozenset[str]) -> State:
     kept |= {k: t for k, t in state.plan.tensors.items() if t.role is Role.BIAS}
     plan = replace(placed, tensors=kept, choices=state.plan.choices)
     return replace(state, plan=plan.with_choice(REVERTED, ", ".join(sorted(nodes))))
-

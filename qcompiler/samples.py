@@ -18,6 +18,7 @@ VERIFY_MACS = 40e9
 """What the gate may compute on each model: large models are verified on fewer samples."""
 MIN_VERIFY_SAMPLES = 16
 SYNTHETIC_SAMPLES = 8
+FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.DOUBLE)
 ACCEPTANCE_MACS = 6e9
 MIN_ACCEPTANCE = 8
 """What one trial of a search may compute, and the fewest samples that decide one."""
@@ -110,19 +111,22 @@ def class_outputs(model: ir.Model, labels: NDArray[np.int64] | None) -> frozense
     Raises:
         DataError: a label is beyond the classes of every output.
     """
-    wide = {
-        v.name or "": v
-        for v in model.graph.outputs
-        if v.shape is not None and len(v.shape) == 2 and isinstance(v.shape[1], int) and v.shape[1] > 1
-        and v.dtype in (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.DOUBLE)
-    }
+    wide = {v.name or "": v for v in model.graph.outputs if _classes(v) > 1}
     if labels is not None:
         largest = int(labels.max(initial=0))
-        found = frozenset(n for n, v in wide.items() if v.shape is not None and largest < int(v.shape[1]))
+        found = frozenset(n for n, v in wide.items() if largest < _classes(v))
         if wide and not found:
             raise DataError(f"label {largest} is beyond the classes of every output; check --labels")
         return found
     return frozenset(n for n, v in wide.items() if _ends_in_scores(v, alone=len(model.graph.outputs) == 1))
+
+
+def _classes(value: ir.Value) -> int:
+    """Return the columns of a float output of shape (batch, columns), 0 for any other output."""
+    if value.shape is None or len(value.shape) != 2 or value.dtype not in FLOATS:
+        return 0
+    columns = value.shape[1]
+    return columns if isinstance(columns, int) else 0
 
 
 def _ends_in_scores(value: ir.Value, *, alone: bool) -> bool:
@@ -132,7 +136,15 @@ def _ends_in_scores(value: ir.Value, *, alone: bool) -> bool:
             return True
         if node.op_type in ("Gemm", "MatMul", "GlobalAveragePool"):
             return alone
-        if node.op_type not in ("Add", "Flatten", "Reshape", "Squeeze", "Identity", "Cast", "DequantizeLinear"):
+        if node.op_type not in (
+            "Add",
+            "Flatten",
+            "Reshape",
+            "Squeeze",
+            "Identity",
+            "Cast",
+            "DequantizeLinear",
+        ):
             return False
         first = node.inputs[0] if node.inputs else None
         node = first.producer() if first is not None else None

@@ -49,11 +49,12 @@ class Trial:
         names = measured_values(reference)
         threads = context.recipe.threads
         self._expected = [
-            [np.asarray(values[n]) for n in names] for values in stream(reference, names, acceptance, threads=threads)
+            [np.asarray(values[n]) for n in names]
+            for values in stream(reference, names, acceptance, threads=threads)
         ]
         few = context.calibration
         if few is not None and len(few) > OBSERVED:
-            few = Subset(few, range(0, len(few), len(few) // OBSERVED)[:OBSERVED])
+            few = Subset(few, tuple(range(0, len(few), len(few) // OBSERVED)[:OBSERVED]))
         self._context = replace(context, calibration=few, trial=None, progress=_quiet)
 
     def lowered(self, state: State) -> ir.Model:
@@ -115,7 +116,10 @@ def layer_levels(
     """
     there = {v.name for n in lowered.graph for v in n.outputs}
     pairs = {n: (f"{n}_dq" if f"{n}_dq" in there else n) for n in names if f"{n}_dq" in there or n in there}
-    first, second = Executor(reference, list(pairs), threads), Executor(lowered, list(pairs.values()), threads)
+    first, second = (
+        Executor(reference, list(pairs), threads),
+        Executor(lowered, list(pairs.values()), threads),
+    )
     signal, error = dict.fromkeys(pairs, 0.0), dict.fromkeys(pairs, 0.0)
     for index in range(len(samples)):
         expected, found = first.run(samples[index]), second.run(samples[index])

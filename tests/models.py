@@ -129,9 +129,7 @@ def conv_net(
         "zero": np.float32(0),
         "six": np.float32(6),
     }
-    nodes = [
-        helper.make_node("Conv", ["image", "conv1.w", "conv1.b"], ["c1"], name="conv1", pads=[1, 1, 1, 1])
-    ]
+    nodes = [helper.make_node("Conv", ["image", "conv1.w", "conv1.b"], ["c1"], name="conv1", pads=[1, 1, 1, 1])]
     last = "c1"
     if batch_norm:
         constants |= {

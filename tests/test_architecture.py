@@ -26,6 +26,7 @@ TIERS: tuple[frozenset[str], ...] = tuple(
         "protocols",
         "data model",
         "runtime",
+        "floors metrics",
         "artifacts graphsurgeon layers lowering profiling report samples verify",
         "passes targets",
         "pipeline registry",
@@ -160,9 +161,7 @@ def test_the_folder_is_linked_and_mapped(name):
     assert link.is_symlink()
     assert link.readlink() == Path("..") / name
     assert setuptools_table()["package-dir"][f"qcompiler.{name}"] == name
-    assert not [p for p in (ROOT / name).iterdir() if p.is_dir() and p.name != "__pycache__"], (
-        "must stay flat"
-    )
+    assert not [p for p in (ROOT / name).iterdir() if p.is_dir() and p.name != "__pycache__"], "must stay flat"
 
 
 # -- sizes, names, docstrings ------------------------------------------------------------------------

@@ -31,9 +31,7 @@ def wheel(tmp_path_factory):
     source.mkdir()
     for name in SOURCES:
         if (ROOT / name).is_dir():
-            shutil.copytree(
-                ROOT / name, source / name, symlinks=True, ignore=shutil.ignore_patterns("__pycache__")
-            )
+            shutil.copytree(ROOT / name, source / name, symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
         else:
             shutil.copy(ROOT / name, source / name)
     pip("wheel", "--no-deps", "--no-build-isolation", "--no-index", "--wheel-dir", folder, source)
@@ -62,9 +60,7 @@ def test_the_wheel_holds_every_module(members):
 
 def test_the_wheel_holds_the_data_files(members):
     expected = {
-        path.relative_to(ROOT).as_posix()
-        for path in (ROOT / "qcompiler").rglob("*")
-        if path.suffix in DATA_SUFFIXES
+        path.relative_to(ROOT).as_posix() for path in (ROOT / "qcompiler").rglob("*") if path.suffix in DATA_SUFFIXES
     }
     assert len(expected) > 8
     assert expected <= members

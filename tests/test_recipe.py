@@ -59,9 +59,7 @@ def test_every_part_of_a_file(file):
 
 
 def test_flags_override_the_file(file):
-    recipe = load_recipe(
-        file, {"targets": ("x86",), "seed": None, "floors": {"min_sqnr": 20.0, "max_drop": None}}
-    )
+    recipe = load_recipe(file, {"targets": ("x86",), "seed": None, "floors": {"min_sqnr": 20.0, "max_drop": None}})
     assert recipe.targets == ("x86",)
     assert recipe.seed == 7
     assert (recipe.floors.min_sqnr_db, recipe.floors.max_size_bytes) == (20.0, 1_200_000)
@@ -152,8 +150,6 @@ def test_refused_sizes(text):
         parse_size(text)
 
 
-@pytest.mark.parametrize(
-    ("text", "share"), [("97%", 0.97), ("0.97", 0.97), (97, 0.97), ("1", 1.0), ("0.5%", 0.005)]
-)
+@pytest.mark.parametrize(("text", "share"), [("97%", 0.97), ("0.97", 0.97), (97, 0.97), ("1", 1.0), ("0.5%", 0.005)])
 def test_shares(text, share):
     assert parse_share(text) == share

@@ -20,9 +20,7 @@ FLOORS = Floors(max_drop=1.0, max_size_bytes=40_000)
 
 def check(model: Path, data: Path, labels: Path, summary: Path) -> int:
     """Compile a model for two targets, write the summary page, and return the exit code."""
-    recipe = Recipe(
-        targets=("arm", "x86"), data=str(data), labels=str(labels), floors=FLOORS, require_data=True
-    )
+    recipe = Recipe(targets=("arm", "x86"), data=str(data), labels=str(labels), floors=FLOORS, require_data=True)
     results: Sequence[CompileResult]
     try:
         results, code = compile_model(model, recipe=recipe, out=summary.parent / "compiled", force=True), 0

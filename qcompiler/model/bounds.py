@@ -9,7 +9,9 @@ from qcompiler.model.edit import constant_of
 
 Interval = tuple[float, float]
 EVERYTHING: Interval = (-np.inf, np.inf)
-KEEPS = frozenset({"MaxPool", "AveragePool", "GlobalAveragePool", "GlobalMaxPool", "Reshape", "Flatten", "Identity"})
+KEEPS = frozenset(
+    {"MaxPool", "GlobalAveragePool", "GlobalMaxPool", "Reshape", "Flatten", "Identity"}
+)
 """Operators whose outputs lie between the smallest and the largest input."""
 MAX_DEPTH = 8
 
@@ -31,6 +33,8 @@ def interval(value: ir.Value, depth: int = 0) -> Interval:
     if node.op_type == "Tanh":
         return -1.0, 1.0
     low, high = interval(node.inputs[0], depth + 1)
+    if node.op_type == "AveragePool":  # padding may count as 0
+        return min(low, 0.0), max(high, 0.0)
     if node.op_type == "Relu":
         return max(low, 0.0), max(high, 0.0)
     if node.op_type == "Clip":

@@ -15,11 +15,15 @@ WEIGHT_INPUTS: dict[str, tuple[int, ...]] = {
     "GRU": (1, 2),
     "RNN": (1, 2),
 }
-"""Operator -> inputs that hold trained weights when they are constant. Other constants (biases, grids, anchors,
-normalization parameters) are small or sensitive, and stay float."""
+"""Operator -> inputs that hold trained weights when they are constant.
+
+Other constants (biases, grids, anchors, normalization parameters) are small or sensitive, and stay float.
+"""
 
 MOVES = frozenset({"Slice", "Concat", "Transpose", "Reshape", "Squeeze", "Unsqueeze", "Split", "Identity"})
 """Operators that only move a constant on its way to where it is a weight, as exporters of LSTM write them."""
+
+TOO_SMALL = "too small: storing it in integers saves nothing"
 
 OVERHEAD_BYTES = 160
 """Two nodes, a scale and their names: what storing one tensor in integers costs in the file."""
@@ -92,3 +96,21 @@ def saved_bytes(value: ir.Value, axis: int | None) -> int:
     channels = 1 if axis is None else int(tensor.shape[axis])
     size = int(np.prod(tensor.shape.numpy())) if len(tensor.shape) else 1
     return size * (tensor.dtype.itemsize - 1) - 4 * channels - OVERHEAD_BYTES
+
+
+def has_row_bias(node: ir.Node) -> bool:
+    """Return True if a Conv or Gemm has no bias, or one constant value per output channel."""
+    bias = node.inputs[2] if len(node.inputs) > 2 else None
+    if bias is None:
+        return True
+    channels, tensor = channel_axis_of(node, 1), bias.const_value
+    weight = node.inputs[1].const_value if node.inputs[1] is not None else None
+    if tensor is None or weight is None or channels is None or bias.is_graph_input():
+        return False
+    return tensor.size == int(weight.shape[channels]) == (tensor.shape[-1] if len(tensor.shape) else 1)
+
+
+def scales_operands(node: ir.Node) -> bool:
+    """Return True for a Gemm that multiplies its product or its bias by a factor."""
+    factors = (node.attributes.get(name) for name in ("alpha", "beta"))
+    return node.op_type == "Gemm" and any(f is not None and f.as_float() != 1.0 for f in factors)

@@ -73,10 +73,14 @@ def entropy_range(statistics: TensorStatistics, levels: int, transfer: Transfer 
     """Return the range whose quantized histogram has the least Kullback-Leibler divergence from the observed one.
 
     Source: Migacz, "8-bit inference with TensorRT" (2017). Differs: the range shrinks towards zero from both
-    observed ends in proportion, so that one-sided activations stay one-sided.
+    observed ends in proportion, so that one-sided activations stay one-sided; exact zeros do not count, because
+    they have a code of their own in every grid.
     """
     centers, weight = _centers(statistics)
     edges = _edges(statistics)
+    at_zero = int(np.clip(np.searchsorted(edges, 0.0, side="right") - 1, 0, len(weight) - 1))
+    weight[at_zero] = max(weight[at_zero] - statistics.zeros, 0.0)
+    weight /= max(weight.sum(), 1e-30)
     low, high = min(statistics.low, 0.0), max(statistics.high, 0.0)
     best, best_divergence = (low, high), np.inf
     for shrink in np.linspace(1.0, 0.2, CANDIDATES):
@@ -108,7 +112,9 @@ def _divergence(weight: NDArray[np.float64], first: int, last: int, levels: int)
     lost = reference[(reference > 0) & (spread <= 0)].sum()
     p, q = reference[live], spread[live] / mass
     # Mass that the quantized histogram cannot hold is charged at the smallest share it does hold.
-    return float(np.sum(p * np.log(p / q)) + lost * np.log(max(lost, 1e-12) / q.min()) if live.any() else np.inf)
+    return float(
+        np.sum(p * np.log(p / q)) + lost * np.log(max(lost, 1e-12) / q.min()) if live.any() else np.inf
+    )
 
 
 def _edges(statistics: TensorStatistics) -> NDArray[np.float64]:

@@ -31,25 +31,74 @@ FLOAT_OPS = frozenset(
     {"Conv", "FusedConv", "ConvTranspose", "Gemm", "FusedGemm", "MatMul", "FusedMatMul", "LSTM", "GRU", "RNN"}
 )
 COMPUTE_OPS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul", "LSTM", "GRU", "RNN"})
-_SUFFIXES = re.compile(r"(_integer|_token_\d+|_nchwc|_fused|_quant|/MatMulAddFusion|_DynamicQuantizeMatMul.*)$")
+_SUFFIXES = re.compile(
+    r"(_integer|_token_\d+|_nchwc|_fused|_quant|/MatMulAddFusion|_DynamicQuantizeMatMul.*)$"
+)
 
 
-def integer_share(optimized: Path, original: ir.Model) -> IntegerShare:
-    """Return how much of the original's compute the runtime runs in integers.
+class Origins:
+    """Finds the node of a model that a name in the runtime's graph stands for."""
+
+    def __init__(self, model: ir.Model) -> None:
+        self._by_name = {n.name or "": n for n in model.graph.all_nodes()}
+        self._by_output = {o.name: n for n in self._by_name.values() for o in n.outputs if o.name}
+
+    def find(self, *names: str) -> ir.Node | None:
+        """Return the node behind the first name that is known, None if all are the runtime's own.
+
+        What is fused into a compute node counts as that node, because the fused node may have either name.
+
+        Args:
+            names: node or value names in the optimized graph or in a profile.
+        """
+        for name in names:
+            node = self._find_one(name)
+            while node is not None and (before := _fused_into(node)) is not None:
+                node = before
+            if node is not None:
+                return node
+        return None
+
+    def _find_one(self, name: str) -> ir.Node | None:
+        while name:
+            bare = re.sub(r"_(q|dq|f)$", "", name)
+            found = self._by_name.get(name) or self._by_output.get(name) or self._by_output.get(bare)
+            shorter = _SUFFIXES.sub("", name)
+            if found is not None or shorter == name:
+                return found
+            name = shorter
+        return None
+
+
+FOLLOWERS = frozenset({"Relu", "Clip", "BatchNormalization", "LeakyRelu"})
+"""Operators that the runtime fuses into the compute node before them."""
+
+
+def _fused_into(node: ir.Node) -> ir.Node | None:
+    """Return the node that a follower is fused into, if it is one."""
+    value = node.inputs[0] if node.op_type in FOLLOWERS and node.inputs else None
+    before = value.producer() if value is not None else None
+    fits = before is not None and (before.op_type in COMPUTE_OPS or before.op_type in FOLLOWERS)
+    return before if fits and value is not None and len(value.uses()) == 1 else None
+
+
+def integer_share(optimized: Path, planned: ir.Model) -> IntegerShare:
+    """Return how much of a model's compute the runtime runs in integers.
 
     Args:
         optimized: the optimized graph of the compiled model, saved by the runtime.
-        original: the float model, for the names and sizes of its compute nodes.
+        planned: the float model that was lowered, for the names and sizes of its compute nodes.
     """
-    macs = {n.name or "": node_macs(n) for n in original.graph.all_nodes() if n.op_type in COMPUTE_OPS}
-    by_output = {o.name: n.name or "" for n in original.graph.all_nodes() for o in n.outputs if o.name}
+    macs = {n.name or "": node_macs(n) for n in planned.graph.all_nodes() if n.op_type in COMPUTE_OPS}
+    origins = Origins(planned)
     counts: Counter[str] = Counter()
     integers: set[str] = set()
     floats: list[str] = []
     integer_nodes = 0
     for node in _nodes(onnx.load(str(optimized), load_external_data=False).graph):
         counts[node.op_type] += 1
-        name = _origin(node, macs, by_output)
+        origin = origins.find(node.name, *node.output)
+        name = origin.name or "" if origin is not None else ""
         if node.op_type in INTEGER_OPS:
             integer_nodes += 1
             integers.add(name)
@@ -73,34 +122,6 @@ def _nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
                 yield from _nodes(attribute.g)
 
 
-def _origin(node: onnx.NodeProto, known: Mapping[str, int], by_output: Mapping[str, str]) -> str:
-    """Return the original node behind a node of the optimized graph, "" if it is the runtime's own."""
-    return origin_of(node.name, known, by_output) or next(
-        (o for output in node.output if (o := origin_of(output, known, by_output))), ""
-    )
-
-
-def origin_of(name: str, known: Mapping[str, object], by_output: Mapping[str, str]) -> str:
-    """Return the original node that a name of the runtime's graph stands for, "" if none.
-
-    Args:
-        name: node or value name in the optimized graph or in a profile.
-        known: original node names.
-        by_output: original output value -> its node.
-    """
-    while name:
-        if name in known:
-            return name
-        for value in (name, re.sub(r"_(q|dq|f)$", "", name)):
-            if value in by_output:
-                return by_output[value]
-        shorter = _SUFFIXES.sub("", name)
-        if shorter == name:
-            return ""
-        name = shorter
-    return ""
-
-
 def node_macs(node: ir.Node) -> int:
     """Return the multiply-accumulates of one run of a compute node; unknown dimensions count as 1."""
     output = node.outputs[0].shape
@@ -122,10 +143,6 @@ def node_macs(node: ir.Node) -> int:
 RUNTIME_INSERTED = "(inserted by the runtime)"
 
 
-FOLLOWERS = frozenset({"Relu", "Clip", "BatchNormalization", "LeakyRelu"})
-"""Operators that the runtime fuses into the compute node before them, and whose name the fused node may get."""
-
-
 def node_times(
     nodes: Mapping[str, Sequence[tuple[str, str, float]]], original: ir.Model, planned: ir.Model
 ) -> tuple[LayerTime, ...]:
@@ -134,19 +151,17 @@ def node_times(
     Args:
         nodes: "original" and "result" -> (name in the runtime's graph, operator, microseconds).
         original: the float model as it was loaded.
-        planned: the rewritten float model. What the runtime added and belongs to no node is one row of its own.
+        planned: the rewritten float model. What the runtime added is one row of its own.
     """
     spent: dict[str, dict[str, float]] = {}
-    types: dict[str, str] = {}
+    types: dict[str, str] = {RUNTIME_INSERTED: ""}
     for kind, model in (("original", original), ("result", planned)):
-        known = {n.name or "": n for n in model.graph.all_nodes()}
-        by_output = {o.name: n.name or "" for n in known.values() for o in n.outputs if o.name}
+        origins = Origins(model)
         for name, _, microseconds in nodes.get(kind, ()):
-            node = known.get(origin_of(name, known, by_output))
-            while node is not None and (before := _fused_into(node)) is not None:
-                node = before
+            node = origins.find(name)
             origin = node.name or "" if node is not None else RUNTIME_INSERTED
-            types.setdefault(origin, node.op_type if node is not None else "")
+            if node is not None:
+                types.setdefault(origin, node.op_type)
             row = spent.setdefault(origin, {})
             row[kind] = row.get(kind, 0.0) + microseconds
     return tuple(
@@ -158,11 +173,3 @@ def node_times(
         )
         for name in sorted(spent, key=lambda n: (-max(spent[n].values()), n))
     )
-
-
-def _fused_into(node: ir.Node) -> ir.Node | None:
-    """Return the compute node that a follower is fused into, if it is one."""
-    value = node.inputs[0] if node.op_type in FOLLOWERS and node.inputs else None
-    before = value.producer() if value is not None else None
-    fits = before is not None and (before.op_type in COMPUTE_OPS or before.op_type in FOLLOWERS)
-    return before if fits and value is not None and len(value.uses()) == 1 else None

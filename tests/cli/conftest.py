@@ -33,8 +33,6 @@ def fake_compiler(monkeypatch):
         calls.append({"model": model, **arguments})
         return ()
 
-    module = SimpleNamespace(
-        compile_model=compile_model, plan_only=lambda model, recipe: "planned\n", calls=calls
-    )
+    module = SimpleNamespace(compile_model=compile_model, plan_only=lambda model, recipe: "planned\n", calls=calls)
     monkeypatch.setitem(sys.modules, "qcompiler.compiler", module)
     return module

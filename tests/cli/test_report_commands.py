@@ -48,9 +48,7 @@ def test_inspect_one_layer_or_pass(run, result, builder):
 
 
 def test_inspect_json_is_the_report(run, result):
-    assert json.loads(run("inspect", result, "--json").out) == json.loads(
-        (result / "report.json").read_text()
-    )
+    assert json.loads(run("inspect", result, "--json").out) == json.loads((result / "report.json").read_text())
 
 
 def test_inspect_html_prints_a_path(run, result):

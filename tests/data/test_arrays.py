@@ -149,9 +149,7 @@ def test_values_that_are_no_numbers_are_refused(tmp_path, bad):
 
 
 def test_overflow_of_a_narrower_float_is_refused(tmp_path):
-    dataset = open_dataset(
-        write(tmp_path / "a.npz", x=np.array([[1e6]])), [spec("x", np.float16, None, 1)], IMAGE
-    )
+    dataset = open_dataset(write(tmp_path / "a.npz", x=np.array([[1e6]])), [spec("x", np.float16, None, 1)], IMAGE)
     with pytest.raises(DataError, match="too large for float16"):
         dataset[0]
 

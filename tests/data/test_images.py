@@ -35,9 +35,7 @@ def test_every_step_of_the_preprocessing(folder):
     )
     dataset = open_dataset(str(folder), [spec(1, None, None, 3)], declared)
     np.testing.assert_allclose(dataset[0]["image"][0, 0, 0], [-5, 0, 25.5])
-    assert dataset.preprocessing == (
-        "BGR, resized to 2x2 (bilinear), 0..255 to 0..255, mean 5/0/0, std 1/1/10, NHWC"
-    )
+    assert dataset.preprocessing == ("BGR, resized to 2x2 (bilinear), 0..255 to 0..255, mean 5/0/0, std 1/1/10, NHWC")
 
 
 def test_resize_and_center_crop(tmp_path):

@@ -18,9 +18,7 @@ def test_npy(tmp_path, dtype):
     assert labels.tolist() == [3, 1, 2, 0]
 
 
-@pytest.mark.parametrize(
-    "text", ["file,label\na,3\nb,1\nc,2\nd,0\n", "a,3\nb,1\nc,2\nd,0", "label\n3\n1\n2\n0\n"]
-)
+@pytest.mark.parametrize("text", ["file,label\na,3\nb,1\nc,2\nd,0\n", "a,3\nb,1\nc,2\nd,0", "label\n3\n1\n2\n0\n"])
 def test_csv_in_row_order(tmp_path, text):
     (tmp_path / "y.csv").write_text(text)
     assert load_labels(tmp_path / "y.csv", FOUR).tolist() == [3, 1, 2, 0]

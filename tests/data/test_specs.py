@@ -20,9 +20,7 @@ def value(name, dtype, dims):
 
 def test_types_and_dimensions():
     weight = value("w", ir.DataType.FLOAT, [2])
-    model = model_of(
-        value("x", ir.DataType.FLOAT16, ["N", None, 3]), value("words", ir.DataType.STRING, []), weight
-    )
+    model = model_of(value("x", ir.DataType.FLOAT16, ["N", None, 3]), value("words", ir.DataType.STRING, []), weight)
     weight.const_value = ir.tensor(np.zeros(2, np.float32), name="w")
     model.graph.register_initializer(weight)
     assert input_specs(model) == (

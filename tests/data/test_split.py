@@ -22,9 +22,7 @@ def test_sets_are_disjoint_sorted_full_and_reproducible(n, calibration, verify, 
     assert found == split(n, calibration, verify, seed)
 
 
-@pytest.mark.parametrize(
-    ("n", "sizes"), [(3, (1, 1, 1)), (10, (5, 1, 4)), (100, (45, 15, 40)), (1000, (96, 32, 128))]
-)
+@pytest.mark.parametrize(("n", "sizes"), [(3, (1, 1, 1)), (10, (5, 1, 4)), (100, (45, 15, 40)), (1000, (96, 32, 128))])
 def test_sizes(n, sizes):
     found = split(n, 128, 128, 0)
     assert (len(found.calibration), len(found.acceptance), len(found.verification)) == sizes

@@ -83,8 +83,6 @@ def test_recurrent_state_has_its_batch_in_the_middle():
 
 
 def test_rows_of_floats_are_long_enough_for_filters():
-    feeds = synthetic_inputs([spec("x", np.float32, None, None), spec("y", np.float32, None, "t", 8)], 1, 0)[
-        0
-    ]
+    feeds = synthetic_inputs([spec("x", np.float32, None, None), spec("y", np.float32, None, "t", 8)], 1, 0)[0]
     assert feeds["x"].shape == (1, 256)
     assert feeds["y"].shape == (1, 16, 8)

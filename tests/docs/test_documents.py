@@ -1,10 +1,11 @@
 """Links lead somewhere, lists are complete, and figures are those of the code."""
 
+import json
 import re
 
 import pytest
 
-from qcompiler import verify
+from qcompiler import floors, recipe_file
 from qcompiler.passes import PASSES
 from qcompiler.state import Fact
 from qcompiler.targets import TARGETS
@@ -58,6 +59,30 @@ def test_every_fact_is_explained(root):
         assert f"| `{fact.name}` |" in text
 
 
+def property_names(schema):
+    """Yield the name of every property that a JSON schema describes, at any depth."""
+    if isinstance(schema, dict):
+        properties = schema.get("properties")
+        yield from properties if isinstance(properties, dict) else ()
+    for inner in schema.values() if isinstance(schema, dict) else schema if isinstance(schema, list) else ():
+        yield from property_names(inner)
+
+
+def test_every_property_of_a_report_is_explained(root):
+    schema = json.loads((root / "qcompiler" / "report" / "report.schema.json").read_text(encoding="utf-8"))
+    text = (root / "docs" / "report-schema.md").read_text(encoding="utf-8")
+    names = sorted(set(property_names(schema)))
+    assert len(names) > 80
+    assert [name for name in names if f"`{name}`" not in text] == []
+
+
+def test_every_key_of_a_recipe_is_explained(root):
+    text = (root / "docs" / "recipe.md").read_text(encoding="utf-8")
+    tables = (recipe_file._KEYS, recipe_file._FLOOR_KEYS, recipe_file._IMAGE_KEYS, recipe_file._MATCH_KEYS)
+    names = [name for table in tables for name in table]
+    assert [name for name in names if f"`{name}" not in text] == []
+
+
 def test_decisions_are_numbered_and_have_four_parts(root):
     paths = sorted((root / "docs" / "decisions").glob("*.md"))
     assert [path.name[:4] for path in paths] == [f"{n:04d}" for n in range(1, len(paths) + 1)]
@@ -76,10 +101,10 @@ def test_decisions_are_numbered_and_have_four_parts(root):
 def test_the_default_floors_are_those_of_the_gate(root):
     text = (root / "docs" / "decisions" / "0006-default-floors.md").read_text(encoding="utf-8")
     for row in (
-        f"| loss of top-1 | at most {verify.MAX_DROP_POINTS:g} point, or {verify.MAX_DROP_SAMPLES} samples",
-        f"| agreement | at least {100 * verify.MIN_AGREEMENT:g} % of the answers |",
-        f"| SQNR | at least {verify.MIN_SQNR_DB:g} dB | outputs that are no class scores",
-        f"| SQNR | at least {verify.MIN_SYNTHETIC_SQNR_DB:g} dB | synthetic inputs |",
-        f"| latency ratio | at most {verify.MAX_LATENCY_RATIO:g} |",
+        f"| loss of top-1 | at most {floors.MAX_DROP_POINTS:g} point, or {floors.MAX_DROP_SAMPLES} samples",
+        f"| agreement | at least {100 * floors.MIN_AGREEMENT:g} % of the answers |",
+        f"| SQNR | at least {floors.MIN_SQNR_DB:g} dB | outputs that are no class scores",
+        f"| SQNR | at least {floors.MIN_SYNTHETIC_SQNR_DB:g} dB | synthetic inputs |",
+        f"| latency ratio | at most {floors.MAX_LATENCY_RATIO:g} |",
     ):
         assert row in text

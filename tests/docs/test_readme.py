@@ -82,9 +82,7 @@ def shape(output):
     return [mask.sub("#", line) for line in headings], {mask.sub("#", row) for row in rows}
 
 
-@pytest.mark.skipif(
-    platform.machine() not in ("x86_64", "AMD64"), reason="the output shown is of an x86 machine"
-)
+@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="the output shown is of an x86 machine")
 def test_the_output_is_that_of_a_run(readme, root, folder, qcompile):
     command = commands(readme, "qcompile")[0]
     done = qcompile(f"{command} -o shown", cwd=folder)

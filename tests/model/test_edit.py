@@ -77,9 +77,7 @@ def test_external_tensors_are_read_not_mapped(tmp_path: Path, kind: int, dtype: 
     proto = TensorProto.FromString(packed.SerializeToString())
     content = ir.serde.deserialize_tensor(proto).tobytes()
     (tmp_path / "w.bin").write_bytes(b"12345" + content)
-    tensor = ir.ExternalTensor(
-        tmp_path / "w.bin", 5, len(content), ir.DataType(kind), shape=ir.Shape([5]), name="w"
-    )
+    tensor = ir.ExternalTensor(tmp_path / "w.bin", 5, len(content), ir.DataType(kind), shape=ir.Shape([5]), name="w")
     assert edit.tensor_bytes(tensor) == content
     array = edit.tensor_array(tensor)
     assert array.dtype == dtype

@@ -88,9 +88,7 @@ def test_graph_doc_string_survives() -> None:
 
 def test_sparse_constants_come_through(tmp_path: Path) -> None:
     values = models.numpy_helper.from_array(np.array([1.5], np.float32), "w")
-    sparse = models.helper.make_sparse_tensor(
-        values, models.numpy_helper.from_array(np.array([1]), "i"), [4, 4]
-    )
+    sparse = models.helper.make_sparse_tensor(values, models.numpy_helper.from_array(np.array([1]), "i"), [4, 4])
     nodes = [
         models.helper.make_node("MatMul", ["x", "w"], ["m"]),
         models.helper.make_node("Relu", ["m"], ["y"]),
@@ -138,9 +136,7 @@ def constants(model: ir.Model) -> list[tuple[str | None, str, int]]:
 
 
 @pytest.mark.parametrize("make", BUILDERS)
-def test_unchanged_constants_are_the_same_tensors(
-    tmp_path: Path, make: Callable[[], onnx.ModelProto]
-) -> None:
+def test_unchanged_constants_are_the_same_tensors(tmp_path: Path, make: Callable[[], onnx.ModelProto]) -> None:
     """Also in subgraphs, into which graphsurgeon copies the constants of outer graphs that they use."""
     path = models.save(make(), tmp_path)
     model = load_model(path).model
@@ -151,12 +147,8 @@ def test_unchanged_constants_are_the_same_tensors(
         graph.nodes.append(gs.Node("Identity", inputs=[old], outputs=[graph.outputs[0]]))
 
     changed = run(model, add_a_node).state.model
-    before = {
-        n: (v.const_value, v.graph.name) for n, v in edit.values_by_name(model).items() if v.const_value
-    }
-    after = {
-        n: (v.const_value, v.graph.name) for n, v in edit.values_by_name(changed).items() if v.const_value
-    }
+    before = {n: (v.const_value, v.graph.name) for n, v in edit.values_by_name(model).items() if v.const_value}
+    after = {n: (v.const_value, v.graph.name) for n, v in edit.values_by_name(changed).items() if v.const_value}
     assert {n: (id(t), g) for n, (t, g) in before.items()} == {n: (id(t), g) for n, (t, g) in after.items()}
     save_model(changed, tmp_path / "out.onnx")
     feeds = models.random_inputs(path)

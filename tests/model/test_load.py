@@ -107,9 +107,7 @@ REFUSED: dict[str, tuple[Callable[[], onnx.ModelProto], str]] = {
         "Duplicate definition of name (w)",
     ),
     "duplicate node name": (
-        lambda: models.build(
-            [node("Abs", ["x"], ["a"], name="n"), node("Abs", ["a"], ["y"], name="n")], [X], [Y]
-        ),
+        lambda: models.build([node("Abs", ["x"], ["a"], name="n"), node("Abs", ["a"], ["y"], name="n")], [X], [Y]),
         "two nodes with same node name (n)",
     ),
     "missing input": (
@@ -124,9 +122,7 @@ REFUSED: dict[str, tuple[Callable[[], onnx.ModelProto], str]] = {
         "No Op registered for Foo",
     ),
     "operator without a kernel": (
-        lambda: models.build(
-            [node("Identity", ["x"], ["y"])], *[[(n, TensorProto.COMPLEX64, [1])] for n in "xy"]
-        ),
+        lambda: models.build([node("Identity", ["x"], ["y"])], *[[(n, TensorProto.COMPLEX64, [1])] for n in "xy"]),
         "complex64",
     ),
     "unknown type": (lambda: models.build([RELU], [("x", 99, [1, 4])], [Y]), "Invalid tensor data type 99"),
@@ -269,9 +265,7 @@ def test_facts_state_the_opset_of_the_file(tmp_path: Path) -> None:
 def test_quantized_model_is_recognized(tmp_path: Path) -> None:
     constants = {"s": np.asarray(0.1, np.float32), "z": np.asarray(3, np.uint8)}
     nodes = [node("QuantizeLinear", ["x", "s", "z"], ["q"]), node("DequantizeLinear", ["q", "s", "z"], ["y"])]
-    path = models.save(
-        models.build(nodes, [X], [Y], {k: np.asarray(v) for k, v in constants.items()}), tmp_path
-    )
+    path = models.save(models.build(nodes, [X], [Y], {k: np.asarray(v) for k, v in constants.items()}), tmp_path)
     assert load_model(path).facts.already_quantized
 
 
@@ -295,9 +289,7 @@ def test_origin_names_the_nodes_of_the_file(tmp_path: Path) -> None:
     assert load_model(models.save(unnamed, tmp_path)).origin == {"Abs": "", "Abs_1": ""}
 
 
-def test_reader_that_fails_where_the_runtime_does_not(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_reader_that_fails_where_the_runtime_does_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(source: object) -> None:
         raise KeyError("strange\nthing")
 

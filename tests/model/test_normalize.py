@@ -200,9 +200,7 @@ def test_metadata_of_the_model_stays_and_that_of_nodes_goes(tmp_path: Path) -> N
 def test_names_of_inputs_and_outputs_win(tmp_path: Path) -> None:
     out = helper.make_tensor_value_info("y2", models.FLOAT, ["N", 4])
     branches = {
-        name: helper.make_graph(
-            [node("Relu", ["x"], ["inner"]), node("Neg", ["inner"], ["y2"])], name, [], [out]
-        )
+        name: helper.make_graph([node("Relu", ["x"], ["inner"]), node("Neg", ["inner"], ["y2"])], name, [], [out])
         for name in ("then_branch", "else_branch")
     }
     nodes = [node("If", ["flag"], ["y"], **branches), node("Abs", ["y"], ["inner"])]

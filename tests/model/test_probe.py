@@ -107,9 +107,7 @@ def test_same_outputs_compares_integers_lists_and_nan(tmp_path: Path) -> None:
         for name in (output, other):
             model = models.build(nodes, [x], [])
             if name == "s":
-                model.graph.output.append(
-                    models.helper.make_tensor_sequence_value_info("s", models.FLOAT, None)
-                )
+                model.graph.output.append(models.helper.make_tensor_sequence_value_info("s", models.FLOAT, None))
             else:
                 info = models.helper.make_tensor_value_info(name, models.TensorProto.INT64, [1, 4])
                 model.graph.output.append(info)

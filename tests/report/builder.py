@@ -37,9 +37,7 @@ def make_report(layers: int = 27, *, hostile: bool = False, target: str = "arm:c
     model, data, plan = make_model(len(names)), make_data(hostile=hostile), make_plan(names, target)
     recipe = Recipe(targets=(target,), data="imagenet.npz", labels="labels.npy", floors=Floors(max_drop=1.0))
     verdict, passes = make_verdict(names), make_passes(names, hostile=hostile)
-    inputs = CardInputs(
-        recipe=recipe, target=target, plan=plan, model=model, data=data, passes=passes, verdict=verdict
-    )
+    inputs = CardInputs(recipe=recipe, target=target, plan=plan, model=model, data=data, passes=passes, verdict=verdict)
     return CompileReport(
         versions={
             "numpy": "2.4.6",
@@ -63,9 +61,7 @@ def make_report(layers: int = 27, *, hostile: bool = False, target: str = "arm:c
                 layers=tuple(names[-2:-1]),
                 outcome="agreement 96.1 % -> 97.7 %, kept",
             ),
-            RepairStep(
-                action="widen the clip", layers=tuple(names[1:3]), outcome="SQNR 31.9 dB -> 31.8 dB, undone"
-            ),
+            RepairStep(action="widen the clip", layers=tuple(names[1:3]), outcome="SQNR 31.9 dB -> 31.8 dB, undone"),
         ),
         verdict=verdict,
         choices={"conv9": "integer: 0.41x of float", "pool4": "float: integer was 1.20x"},
@@ -94,15 +90,11 @@ def missed_report(layers: int = 27) -> CompileReport:
     """Return a report with two missed floors, one of them a latency."""
     report = make_report(layers)
     floors = tuple(
-        dataclasses.replace(f, reached=0.9102, held=False, detail="worst output: logits")
-        if f.unit == "share"
-        else f
+        dataclasses.replace(f, reached=0.9102, held=False, detail="worst output: logits") if f.unit == "share" else f
         for f in report.verdict.floors
     )
     slow = dataclasses.replace(floors[-1], reached=1.08, held=False)
-    return dataclasses.replace(
-        report, verdict=dataclasses.replace(report.verdict, floors=(*floors[:-1], slow))
-    )
+    return dataclasses.replace(report, verdict=dataclasses.replace(report.verdict, floors=(*floors[:-1], slow)))
 
 
 def unverified_report() -> CompileReport:

@@ -107,26 +107,18 @@ def make_plan(names: list[str], target: str) -> CompressionPlan:
         kind, left = op_type(i, name), is_float(i, names)
         precision = Precision.FLOAT if left else Precision.MOVE if kind == "MaxPool" else Precision.INTEGER
         reason = FLOAT_REASONS[i % 2] if left else "integer kernel of the target"
-        nodes.append(
-            NodePlan(name=name, op_type=kind, precision=precision, reason=reason, decided_by=("place",))
-        )
+        nodes.append(NodePlan(name=name, op_type=kind, precision=precision, reason=reason, decided_by=("place",)))
         if left:
             continue
         by = ("place", "calibrate")
         tensors.append(
-            TensorPlan(
-                name=f"{name}_out", role=Role.ACTIVATION, spec=activation, clip=(0.0, 6.0), decided_by=by
-            )
+            TensorPlan(name=f"{name}_out", role=Role.ACTIVATION, spec=activation, clip=(0.0, 6.0), decided_by=by)
         )
         if kind == "Conv":
             scale, by = np.full(64, 0.01, np.float32), ("place", "scale-weights")
-            tensors.append(
-                TensorPlan(name=f"{name}_w", role=Role.WEIGHT, spec=weight, scale=scale, decided_by=by)
-            )
+            tensors.append(TensorPlan(name=f"{name}_w", role=Role.WEIGHT, spec=weight, scale=scale, decided_by=by))
             bias = np.zeros(64, np.float32)
-            tensors.append(
-                TensorPlan(name=f"{name}_b", role=Role.BIAS, correction=bias, decided_by=("correct-bias",))
-            )
+            tensors.append(TensorPlan(name=f"{name}_b", role=Role.BIAS, correction=bias, decided_by=("correct-bias",)))
     return CompressionPlan(target=target).with_nodes(*nodes).with_tensors(*tensors)
 
 
@@ -158,9 +150,7 @@ def make_layer(index: int, name: str, names: list[str]) -> LayerReport:
 def make_histogram(index: int, name: str) -> TensorHistogram:
     """Return a half-normal histogram with a few outliers."""
     high = 8.0 + index % 5
-    counts = [
-        int(60_000 * math.exp(-0.5 * (i / 12) ** 2)) + (3 if i in (50, 61, 63) else 0) for i in range(64)
-    ]
+    counts = [int(60_000 * math.exp(-0.5 * (i / 12) ** 2)) + (3 if i in (50, 61, 63) else 0) for i in range(64)]
     return TensorHistogram(name=name, low=0.0, high=high, counts=tuple(counts), clip=(0.0, high * 0.7))
 
 
@@ -169,9 +159,7 @@ def make_time(index: int, name: str, names: list[str]) -> LayerTime:
     random_ = random.Random(1000 + index)
     kind = op_type(index, name)
     before = random_.uniform(40, 900) if kind == "Conv" else random_.uniform(5, 60)
-    after = (
-        None if kind == "Relu" else before * (1.0 if is_float(index, names) else random_.uniform(0.35, 0.6))
-    )
+    after = None if kind == "Relu" else before * (1.0 if is_float(index, names) else random_.uniform(0.35, 0.6))
     return LayerTime(name=name, op_type=kind, before_us=before, after_us=after)
 
 
@@ -229,9 +217,7 @@ def make_verdict(names: list[str]) -> Verdict:
             ),
             OutputComparison(name="features", samples=128, sqnr_db=None, cosine=1.0, max_abs=0.0),
         ),
-        metric=MetricComparison(
-            name="top1", original=65.234375, result=64.84375, samples=128, lost=3, gained=2
-        ),
+        metric=MetricComparison(name="top1", original=65.234375, result=64.84375, samples=128, lost=3, gained=2),
         floors=make_floors(),
         integer=IntegerShare(
             compute_nodes=compute,

@@ -80,9 +80,7 @@ def test_a_field_that_does_not_apply_says_why():
 def test_widths_granularity_and_symmetry_are_counted_from_the_plan():
     plan = CompressionPlan().with_tensors(
         TensorPlan(name="a", role=Role.WEIGHT, spec=S8, scale=np.ones(16, np.float32)),
-        TensorPlan(
-            name="b", role=Role.WEIGHT, spec=dataclasses.replace(S8, num_bits=4), scale=np.ones(8, np.float32)
-        ),
+        TensorPlan(name="b", role=Role.WEIGHT, spec=dataclasses.replace(S8, num_bits=4), scale=np.ones(8, np.float32)),
         TensorPlan(
             name="c",
             role=Role.WEIGHT,
@@ -119,14 +117,10 @@ def test_deciding_passes_are_named_with_their_options():
 
 
 def test_corrections_and_searched_codes_are_counted():
-    bias = TensorPlan(
-        name="b", role=Role.BIAS, correction=np.ones(2, np.float32), decided_by=("correct-bias",)
-    )
+    bias = TensorPlan(name="b", role=Role.BIAS, correction=np.ones(2, np.float32), decided_by=("correct-bias",))
     codes = TensorPlan(name="a", role=Role.WEIGHT, spec=S8, codes=np.ones((2, 2), np.int8))
     made = card(CompressionPlan().with_tensors(bias, codes))
-    assert made["Weight bias and variance correction"].startswith(
-        "Mean: 1 bias with a correction, by correct-bias"
-    )
+    assert made["Weight bias and variance correction"].startswith("Mean: 1 bias with a correction, by correct-bias")
     assert "1 tensor with codes chosen by a search" in made["Weight clipping"]
     assert "codes of 1 tensor" in made["Fine-tuning"]
     without = card(recipe=Recipe(skip_passes=("correct-bias",)))["Weight bias and variance correction"]
@@ -139,10 +133,7 @@ def test_first_and_last_layer_follow_the_graph_order():
         node("r", "Relu", Precision.INTEGER),
         node("z", "Gemm", Precision.FLOAT, "kept in float"),
     )
-    assert (
-        "First (Conv 'a' runs in integers); last (Gemm 'z' runs in float)"
-        in card(plan)["First and last layer"]
-    )
+    assert "First (Conv 'a' runs in integers); last (Gemm 'z' runs in float)" in card(plan)["First and last layer"]
     turned = card(plan, order=("z", "r", "a"))["First and last layer"]
     assert "First (Gemm 'z' runs in float); last (Conv 'a'" in turned
 

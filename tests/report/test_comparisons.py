@@ -105,9 +105,7 @@ def test_a_different_latency_alone_is_no_difference():
     report = make_report()
     latency = dataclasses.replace(report.verdict.latency, ratio_min=0.6)
     floor = dataclasses.replace(report.verdict.floors[-1], reached=0.6)
-    other = changed(
-        report, latency=latency, floors=(*report.verdict.floors[:-1], floor), memory_bytes={"result": 1}
-    )
+    other = changed(report, latency=latency, floors=(*report.verdict.floors[:-1], floor), memory_bytes={"result": 1})
     other = dataclasses.replace(other, command=("x",), machine="m", stage_seconds={})
     assert differences(report, other) == []
     assert {d.what for d in measured_differences(report, other)} >= {"latency", "latency ratio"}
@@ -129,13 +127,9 @@ def test_each_kind_of_difference_has_its_section():
     assert sections(base, dataclasses.replace(base, recipe=recipe)) == {"recipe": ["floors.max_drop", "seed"]}
     assert sections(base, dataclasses.replace(base, choices={})) == {"choices": ["conv9", "pool4"]}
     assert sections(base, missed_report()) == {"floors": ["agreement of 'logits'"]}
-    assert sections(base, changed(base, file_bytes={"model.onnx": 5})) == {
-        "sizes": ["model.onnx", "model.ort"]
-    }
+    assert sections(base, changed(base, file_bytes={"model.onnx": 5})) == {"sizes": ["model.onnx", "model.ort"]}
     output = dataclasses.replace(base.verdict.outputs[0], sqnr_db=20.0)
-    assert sections(base, changed(base, outputs=(output, base.verdict.outputs[1]))) == {
-        "outputs": ["logits SQNR"]
-    }
+    assert sections(base, changed(base, outputs=(output, base.verdict.outputs[1]))) == {"outputs": ["logits SQNR"]}
     layer = dataclasses.replace(base.layers[0], precision="float", runs_integer=False)
     moved = dataclasses.replace(base, layers=(layer, *base.layers[1:]))
     assert sections(base, moved) == {"layers": ["conv1: planned", "conv1: runs in"]}

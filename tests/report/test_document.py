@@ -109,9 +109,7 @@ def test_what_counts_as_measured(name, unit, expected):
 
 def test_numbers_that_json_lacks_survive(tmp_path):
     report = make_report()
-    broken = dataclasses.replace(
-        report.verdict.outputs[0], sqnr_db=-math.inf, cosine=math.nan, max_abs=math.inf
-    )
+    broken = dataclasses.replace(report.verdict.outputs[0], sqnr_db=-math.inf, cosine=math.nan, max_abs=math.inf)
     verdict = dataclasses.replace(report.verdict, outputs=(broken,))
     document.write_report(dataclasses.replace(report, verdict=verdict), tmp_path)
     found = document.load_report(tmp_path).verdict.outputs[0]
@@ -193,9 +191,7 @@ def test_the_schema_refuses(break_it):
         document.validate(broken)
 
 
-@pytest.mark.parametrize(
-    "content", ["", "[1]", "{}", '{"schema": "qcompile.report/2"}', "\x00", "[" * 100_000]
-)
+@pytest.mark.parametrize("content", ["", "[1]", "{}", '{"schema": "qcompile.report/2"}', "\x00", "[" * 100_000])
 def test_loading_something_else_is_an_input_error(tmp_path, content):
     (tmp_path / "report.json").write_text(content)
     with pytest.raises(InputError, match=r"report\.json"):

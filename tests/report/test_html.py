@@ -73,9 +73,7 @@ def page(report) -> Page:
 def test_nothing_is_loaded_and_nothing_is_handled_inline(page):
     for tag, attributes in page.elements:
         assert tag not in ("img", "iframe", "object", "embed", "link", "base", "form"), tag
-        assert not [
-            a for a in attributes if a.startswith("on") or a in ("src", "srcset", "style", "action")
-        ], tag
+        assert not [a for a in attributes if a.startswith("on") or a in ("src", "srcset", "style", "action")], tag
         assert (attributes.get("href") or "#").startswith("#")
 
 
@@ -128,9 +126,7 @@ def _poison(value):
     """Return a record in which every free text is hostile."""
     if dataclasses.is_dataclass(value):
         keep = ("precision", "direction", "asked_by", "data") if not isinstance(value, CompileReport) else ()
-        changes = {
-            f.name: _poison(getattr(value, f.name)) for f in dataclasses.fields(value) if f.name not in keep
-        }
+        changes = {f.name: _poison(getattr(value, f.name)) for f in dataclasses.fields(value) if f.name not in keep}
         return dataclasses.replace(value, **changes)
     if isinstance(value, tuple):
         return tuple(_poison(v) for v in value)

@@ -20,9 +20,7 @@ def rows() -> list[dict[str, str]]:
 
 def test_every_script_is_listed_with_its_hash():
     listed = {row["file"]: row["sha256"] for row in rows()}
-    present = {
-        p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in FOLDER.iterdir() if p.name.endswith(".js")
-    }
+    present = {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in FOLDER.iterdir() if p.name.endswith(".js")}
     assert present == listed
 
 

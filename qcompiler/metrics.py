@@ -1,0 +1,99 @@
+"""The user's metric on original and result: top-1, cosine, or a function of theirs."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qcompiler.errors import UsageError
+from qcompiler.records import MetricComparison
+from qcompiler.runtime.gate_process import output_comparison
+
+Metric = Callable[[dict[str, list[NDArray[Any]]], "NDArray[np.int64] | None"], float]
+
+
+def compare_metric(
+    spec: str,
+    outputs: Sequence[dict[str, Any]],
+    classes: frozenset[str],
+    labels: NDArray[np.int64] | None,
+    saved: Path,
+) -> MetricComparison | None:
+    """Return the metric of both models, None if there is none to compute.
+
+    Args:
+        spec: "auto", "top1", "sqnr", "cosine" or ``module:function``.
+        outputs: sums of every output, as the gate's child reported them.
+        classes: names of outputs that hold class scores.
+        labels: int64, one per row; None without labels.
+        saved: where the child saved all outputs, for ``module:function``.
+
+    Raises:
+        UsageError: the metric does not fit the model, or cannot be imported.
+    """
+    if ":" in spec:
+        return _user_metric(spec, labels, saved)
+    if spec == "cosine":
+        found = [output_comparison(o, classes=False) for o in outputs]
+        worst = min((o.cosine for o in found), default=1.0)
+        samples = max((o.samples for o in found), default=0)
+        return MetricComparison(name="cosine", original=1.0, result=worst, samples=samples)
+    if labels is None or spec not in ("auto", "top1"):
+        return None
+    truth = labels.reshape(-1)
+    for output in outputs:
+        expected, answered = (np.asarray(a) for a in output["answers"])
+        if output["name"] in classes and expected.shape == truth.shape:
+            return _top1(expected == truth, answered == truth)
+    if spec == "top1":
+        raise UsageError(
+            "metric top1 needs an output of class scores, shape (batch, classes); this model has none"
+        )
+    return None
+
+
+def _top1(right: NDArray[np.bool_], kept: NDArray[np.bool_]) -> MetricComparison:
+    return MetricComparison(
+        name="top1",
+        original=100.0 * float(right.mean()),
+        result=100.0 * float(kept.mean()),
+        samples=int(right.size),
+        lost=int((right & ~kept).sum()),
+        gained=int((~right & kept).sum()),
+    )
+
+
+def _user_metric(spec: str, labels: NDArray[np.int64] | None, saved: Path) -> MetricComparison:
+    function = load_metric(spec)
+    values, samples = [], 0
+    with np.load(saved, allow_pickle=False) as archive:
+        for kind in ("original", "result"):
+            outputs: dict[str, list[NDArray[Any]]] = {}
+            for key in sorted(k for k in archive.files if k.startswith(kind)):
+                outputs.setdefault(key.split("/", 2)[2], []).append(archive[key])
+            samples = max((len(v) for v in outputs.values()), default=0)
+            values.append(float(function(outputs, labels)))
+    return MetricComparison(name=spec, original=values[0], result=values[1], samples=samples)
+
+
+def load_metric(spec: str) -> Metric:
+    """Return the function behind ``module:function``; larger values of it are better.
+
+    It is called with {output name: list of arrays, one per sample} and the labels (or None).
+
+    Raises:
+        UsageError: it cannot be imported or called.
+    """
+    module, _, name = spec.partition(":")
+    try:
+        function = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise UsageError(f"metric {spec!r} cannot be imported ({error}); give module:function") from error
+    if not callable(function):
+        raise UsageError(f"metric {spec!r} is no function")
+    return cast("Metric", function)
