@@ -11,6 +11,7 @@ import onnx_ir as ir
 
 from qcompiler.errors import UsageError
 from qcompiler.model.bounds import clip_limits
+from qcompiler.model.regions import shared_scale_groups
 from qcompiler.plan import CompressionPlan, NodePlan, Precision, Role, TensorPlan
 from qcompiler.protocols import PassKind, PassResult
 from qcompiler.quant.grid import affine_grid, covered_range
@@ -56,7 +57,7 @@ class Calibrate:
         names = [t.name for t in state.plan.tensors.values() if t.role is Role.ACTIVATION]
         unseen = frozenset(n for n in names if n not in state.statistics)
         skipped = tuple(Skip(n, "never observed: no sample reached it") for n in names if n in unseen)
-        state = replace(state, plan=state.plan.without_tensors(unseen))
+        state = replace(state, plan=_without(state, unseen))
         grids = _Grids(state, self.name)
         metrics = [Metric("calibrated", len(names) - len(unseen), "activations")]
         if self.method != BEST:
@@ -76,6 +77,22 @@ class Calibrate:
             skipped=skipped,
         )
         return PassResult(replace(state, plan=grids.plan(chosen)), report)
+
+
+def _without(state: State, values: frozenset[str]) -> CompressionPlan:
+    """Return the plan without grids for these values; the nodes that read or make them compute in float."""
+    demoted = []
+    for node in state.model.graph if values else ():
+        decision = state.plan.nodes.get(node.name or "")
+        inputs = [v.name or "" for v in node.inputs if v is not None]
+        touched = values.intersection([*inputs, *(v.name or "" for v in node.outputs)])
+        if decision is None or not touched or decision.precision not in (Precision.INTEGER, Precision.MOVE):
+            continue
+        stored = any(n in state.plan.tensors and state.plan.tensors[n].role is Role.WEIGHT for n in inputs)
+        precision = Precision.WEIGHT_ONLY if stored else Precision.FLOAT
+        reason = f"'{min(touched)}' was never observed"
+        demoted.append(replace(decision, precision=precision, reason=reason))
+    return state.plan.without_tensors(values).with_nodes(*demoted)
 
 
 class _Grids:
@@ -208,28 +225,41 @@ def shared_grids(
     What a data-moving node makes takes the grid of its input. What only a Concat reads takes the grid of the
     Concat's output: it would be rounded to that grid anyway, and equal grids are copied, not rescaled.
     """
-    found: dict[str, TensorPlan] = {}
     limits = activation_limits(model)
-    moved = {n.outputs[0].name for n in model.graph if n.name in nodes and nodes[n.name].precision is Precision.MOVE}
-    for node in model.graph:
-        if node.outputs[0].name in moved and node.inputs[0] is not None:
-            source, name = node.inputs[0].name or "", node.outputs[0].name or ""
-            origin = found.get(source) or planned.get(source)
-            if origin is not None and name in planned:
-                found[name] = _with_grid(planned[name], origin)
-    for node in reversed(list(model.graph)):
-        name = node.outputs[0].name or ""
-        joined = found.get(name) or planned.get(name)
-        if node.op_type != "Concat" or joined is None or joined.clip is None:
-            continue
-        for value in node.inputs:
-            entry = planned.get(value.name or "") if value is not None else None
-            if value is None or entry is None or value.name in moved or len(value.uses()) > 1:
-                continue
+    order = {v.name: i for i, v in enumerate(v for n in model.graph for v in n.outputs)}
+    joined = {n.outputs[0].name for n in model.graph if n.op_type == "Concat"}
+    found: dict[str, TensorPlan] = {}
+    for group in shared_scale_groups(_ties(model, nodes, planned)):
+        members = sorted(group, key=lambda v: order.get(v.name, -1))
+        owner = next((v for v in reversed(members) if v.name in joined), members[0])
+        origin = planned[owner.name or ""]
+        for value in members:
             low, high = limits.get(value.name or "", (-np.inf, np.inf))
-            if joined.clip[0] >= low and joined.clip[1] <= high:
-                found[entry.name] = _with_grid(entry, joined)
+            fits = origin.clip is not None and origin.clip[0] >= low and origin.clip[1] <= high
+            if value is not owner and fits:
+                found[value.name or ""] = _with_grid(planned[value.name or ""], origin)
     return found
+
+
+def _ties(
+    model: ir.Model, nodes: Mapping[str, NodePlan], planned: Mapping[str, TensorPlan]
+) -> list[tuple[ir.Value, ir.Value]]:
+    """Return the pairs of planned values that are to have one grid."""
+    ties: list[tuple[ir.Value, ir.Value]] = []
+    moved: set[ir.Value] = set()
+    for node in model.graph:
+        decision, result = nodes.get(node.name or ""), node.outputs[0]
+        if decision is None or result.name not in planned:
+            continue
+        if decision.precision is Precision.MOVE:
+            moved.add(result)
+            sources = [node.inputs[0]]
+        elif node.op_type == "Concat" and decision.precision is Precision.INTEGER:
+            sources = [v for v in node.inputs if v is not None and v not in moved and len(v.uses()) == 1]
+        else:
+            continue
+        ties += [(v, result) for v in sources if v is not None and v.name in planned]
+    return ties
 
 
 def _with_grid(entry: TensorPlan, origin: TensorPlan) -> TensorPlan:

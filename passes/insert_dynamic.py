@@ -56,8 +56,8 @@ class InsertDynamic:
             _multiply(graph, node, quantized[data], stored[entry.name], taken)
             count += 1
         drop_unused(model)
-        metrics = (Metric("dynamic", count, "nodes"),)
-        return PassResult(replace(state, model=model), PassReport(name=self.name, changed=bool(count), metrics=metrics))
+        report = PassReport(name=self.name, changed=bool(count), metrics=(Metric("dynamic", count, "nodes"),))
+        return PassResult(replace(state, model=model) if count else state, report)
 
 
 def _quantize(graph: ir.Graph, node: ir.Node, data: ir.Value, taken: set[str]) -> list[ir.Value]:

@@ -43,7 +43,7 @@ class InsertQdq:
         drop_unused(model)
         metrics = (Metric("activations", writer.pairs, "Q/DQ pairs"), Metric("weights", writer.weights, "tensors"))
         report = PassReport(name=self.name, changed=bool(writer.pairs or writer.weights), metrics=metrics)
-        return PassResult(replace(state, model=model), report)
+        return PassResult(replace(state, model=model) if report.changed else state, report)
 
 
 class _Writer:

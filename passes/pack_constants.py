@@ -51,7 +51,7 @@ class PackConstants:
         report = PassReport(
             name=self.name, changed=bool(merged or packed), metrics=(*metrics, Metric("saved", saved, "bytes"))
         )
-        return PassResult(replace(state, model=model), report)
+        return PassResult(replace(state, model=model) if report.changed else state, report)
 
 
 def _candidate(value: ir.Value) -> NDArray[np.generic] | None:

@@ -58,10 +58,8 @@ class PackWeights:
                         use.node.replace_input_with(use.idx, decoded)
                 packed.add(entry.name)
         drop_unused(model)
-        metrics = (Metric("packed", len(packed), "tensors"),)
-        return PassResult(
-            replace(state, model=model), PassReport(name=self.name, changed=bool(packed), metrics=metrics)
-        )
+        report = PassReport(name=self.name, changed=bool(packed), metrics=(Metric("packed", len(packed), "tensors"),))
+        return PassResult(replace(state, model=model) if packed else state, report)
 
 
 def _decoded(value: ir.Value, entry: TensorPlan, taken: set[str]) -> ir.Value:

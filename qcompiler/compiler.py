@@ -12,8 +12,8 @@ from typing import ParamSpec, TypeVar
 
 from qcompiler.artifacts import write_artifact
 from qcompiler.data import Subset
-from qcompiler.errors import FloorMissed, NothingToCompress, QCompileError
-from qcompiler.layers import histograms, layer_reports
+from qcompiler.errors import FloorMissed, NothingToCompress, QCompileError, UsageError
+from qcompiler.layers import histograms, kept_constants, layer_reports
 from qcompiler.model.load import LoadedModel, load_model
 from qcompiler.model.save import OutputFolder, save_model
 from qcompiler.passes import MINIMAL, WITH_DATA, WITHOUT_DATA
@@ -21,7 +21,7 @@ from qcompiler.pipeline import AfterPass, Pipeline, select
 from qcompiler.plan import CompressionPlan, Role
 from qcompiler.protocols import Pass, PassKind, PassResult, Target
 from qcompiler.recipe import Recipe
-from qcompiler.records import CompileReport, PassReport
+from qcompiler.records import CompileReport, Floor, PassReport
 from qcompiler.registry import load_target, make_pass
 from qcompiler.repair import Repair
 from qcompiler.report.card import CardInputs, quantization_card
@@ -79,6 +79,9 @@ def compile_model(
     """
     path, recipe = Path(model), recipe or Recipe()
     targets = [load_target(name) for name in recipe.targets]
+    names = [t.full_name for t in targets]
+    if twice := next((n for n in names if names.count(n) > 1), ""):
+        raise UsageError(f"target {twice} is given twice; give each target once")
     folder = Path(out) if out is not None else Path(f"{path.stem}.qcompile")
     places = [folder] if len(targets) == 1 else [folder / t.full_name.replace(":", "-") for t in targets]
     outputs = [OutputFolder(place, force=force) for place in places]
@@ -92,7 +95,7 @@ def compile_model(
         write_comparison([r.report for r in results], folder, [p.name for p in places])
     missed = [r for r in results if not r.report.verdict.held]
     if missed:
-        floors = [f"{f.name} is {f.reached:.4g}, {f.direction} {f.limit:.4g}" for f in missed[0].report.verdict.missed]
+        floors = [_missed(f) for f in missed[0].report.verdict.missed]
         cause = missed[0].report.verdict.failure or "; ".join(floors)
         raise FloorMissed(f"{missed[0].target}: {cause}; see {missed[0].folder}", tuple(results))
     return tuple(results)
@@ -139,9 +142,9 @@ class _Compilation:
         context = self._context()
         with self.output as output:
             state, reports = self._timed("deciding", self._decide, context, output.path)
-            self._refuse_nothing(state.plan, reports)
+            self._refuse_nothing(state, reports)
             gate, state, reports, repair, levels = self._verified(state, reports, context, output)
-            self._refuse_nothing(state.plan, reports)
+            self._refuse_nothing(state, reports)
             state.plan.save(output.path)
             report = self._report(state, gate, reports, repair, levels)
             write_report(report, output.path)
@@ -160,15 +163,16 @@ class _Compilation:
             lines.append(f"  {node.precision:<12} {node.op_type:<20} {node.name}  ({node.reason})")
         return lines
 
-    def _refuse_nothing(self, plan: CompressionPlan, reports: Sequence[PassReport]) -> None:
+    def _refuse_nothing(self, state: State, reports: Sequence[PassReport]) -> None:
         """Raise NothingToCompress if a plan compresses nothing, unless the user accepts that."""
-        if _compresses(plan) or self.job.recipe.allow_unchanged:
+        if _compresses(state.plan) or self.job.recipe.allow_unchanged:
             return
-        skips = [f"{s.tensor}: {s.reason}" for r in reports for s in r.skipped if r.name == "place"]
-        reasons = "; ".join(skips[:NAMED_SKIPS]) if skips else "it holds no weights worth storing in integers"
-        more = f" (and {len(skips) - NAMED_SKIPS} more)" if len(skips) > NAMED_SKIPS else ""
+        kept = [f"{s.tensor}: {s.reason}" for s in kept_constants(state, reports)]
+        reasons = "; ".join(kept[:NAMED_SKIPS]) if kept else "it holds no constants in floating point"
+        more = f" (and {len(kept) - NAMED_SKIPS} more)" if len(kept) > NAMED_SKIPS else ""
+        known = "the model is already quantized; " if self.job.loaded.facts.already_quantized else ""
         raise NothingToCompress(
-            f"{self.job.path}: nothing to compress for {self.target.full_name}: {reasons}{more}; "
+            f"{self.job.path}: nothing to compress for {self.target.full_name}: {known}{reasons}{more}; "
             "--allow-unchanged accepts that"
         )
 
@@ -218,6 +222,8 @@ class _Compilation:
             recorded = CompressionPlan.load(Path(self.job.recipe.replay))
             passes = tuple(p for p in passes if p.kind is PassKind.REWRITE)
             state, reports = Pipeline(passes, self.job.samples.probe).run(self._start(), context)
+            if recorded.target != self.target.full_name:
+                recorded = recorded.with_choice("plan recorded for", recorded.target)
             known = {Fact.PLACEMENT, Fact.STATISTICS, Fact.RANGES, Fact.WEIGHT_SCALES}
             return replace(state, plan=recorded, facts=state.facts | known), reports
         return Pipeline(passes, self.job.samples.probe).run(self._start(), context, self._dump(folder))
@@ -304,18 +310,15 @@ class _Compilation:
         levels: dict[str, float],
     ) -> CompileReport:
         job, verdict = self.job, gate.verdict
-        order = tuple(n.name or "" for n in state.model.graph)
-        card = quantization_card(
-            CardInputs(
-                recipe=job.recipe,
-                target=self.target.full_name,
-                plan=state.plan,
-                model=job.loaded.facts,
-                data=job.samples.facts,
-                passes=reports,
-                verdict=verdict,
-                order=order,
-            )
+        facts = CardInputs(
+            recipe=job.recipe,
+            target=self.target.full_name,
+            plan=state.plan,
+            model=job.loaded.facts,
+            data=job.samples.facts,
+            passes=reports,
+            verdict=verdict,
+            order=tuple(n.name or "" for n in state.model.graph),
         )
         return CompileReport(
             versions=versions(),
@@ -331,7 +334,7 @@ class _Compilation:
             repairs=tuple(repair.steps),
             verdict=verdict,
             choices=dict(state.plan.choices),
-            card=card,
+            card=quantization_card(facts),
             layer_times=gate.layer_times,
             stage_seconds=dict(self.seconds),
             machine=machine_name(),
@@ -344,6 +347,12 @@ class _Compilation:
             return work(*args, **kwargs)
         finally:
             self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - started
+
+
+def _missed(floor: Floor) -> str:
+    if floor.reached is None:
+        return f"{floor.name} could not be measured ({floor.detail})"
+    return f"{floor.name} is {floor.reached:.4g}, {floor.direction} {floor.limit:.4g}"
 
 
 def _compresses(plan: CompressionPlan) -> bool:

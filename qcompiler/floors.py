@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from qcompiler.recipe import Floors
-from qcompiler.records import Floor, Verdict
+from qcompiler.records import Floor, MetricComparison, OutputComparison, Verdict
 
 MIN_SQNR_DB = 15.0
 MIN_SYNTHETIC_SQNR_DB = 3.0
@@ -52,9 +52,7 @@ def check_floors(inputs: FloorInputs, verdict: Verdict) -> tuple[Floor, ...]:
     if not inputs.unchanged:
         found.append(_at_most(SMALLER, inputs.original_bytes - 1, inputs.model_bytes, "bytes", user=False))
     if inputs.require_data:
-        found.append(
-            _at_least("accuracy verified on real samples", 1, float(inputs.real), "share", user=True)
-        )
+        found.append(_at_least("accuracy verified on real samples", 1, float(inputs.real), "share", user=True))
     if not verdict.failure and verdict.loaded:
         found += _quality_floors(inputs, verdict)
     ratio = verdict.latency.ratio_min if verdict.latency is not None else None
@@ -67,31 +65,52 @@ def check_floors(inputs: FloorInputs, verdict: Verdict) -> tuple[Floor, ...]:
 
 
 def _quality_floors(inputs: FloorInputs, verdict: Verdict) -> list[Floor]:
-    asked, found = inputs.asked, []
-    metric = verdict.metric
-    if metric is not None:
-        points = max(MAX_DROP_POINTS, 100.0 * MAX_DROP_SAMPLES / max(metric.samples, 1))
-        if metric.name == "top1" or asked.max_drop is not None:
-            limit = points if asked.max_drop is None else asked.max_drop
-            unit = "points" if metric.name == "top1" else metric.name
-            drop = metric.original - metric.result
-            found.append(
-                _at_most(f"loss of {metric.name}", limit, drop, unit, user=asked.max_drop is not None)
-            )
+    found = _metric_floors(inputs.asked, verdict.metric)
+    scored = verdict.metric is not None and verdict.metric.name == "top1"
     for output in verdict.outputs:
-        scores = output.agreement is not None and inputs.real
-        if scores and (metric is None or asked.min_agreement is not None):
-            limit = MIN_AGREEMENT if asked.min_agreement is None else asked.min_agreement
-            name = f"agreement of '{output.name}'"
-            found.append(
-                _at_least(name, limit, output.agreement, "share", user=asked.min_agreement is not None)
-            )
-        level = output.sqnr_db if output.sqnr_db is not None else np.inf
-        if asked.min_sqnr_db is not None or (metric is None and not scores):
-            default = MIN_SQNR_DB if inputs.real else MIN_SYNTHETIC_SQNR_DB
-            limit = default if asked.min_sqnr_db is None else asked.min_sqnr_db
-            name = f"SQNR of '{output.name}'"
-            found.append(_at_least(name, limit, level, "dB", user=asked.min_sqnr_db is not None))
+        found += _output_floors(inputs, output, scored=scored)
+    if inputs.asked.min_agreement is not None and all(o.agreement is None for o in verdict.outputs):
+        floor = _at_least("agreement", inputs.asked.min_agreement, None, "share", user=True)
+        found.append(replace(floor, detail="no output holds class scores"))
+    return found
+
+
+def _metric_floors(asked: Floors, metric: MetricComparison | None) -> list[Floor]:
+    """Return the floor on the loss of the metric: asked for, or the default where the metric is top-1."""
+    if metric is None:
+        if asked.max_drop is None:
+            return []
+        floor = _at_most("loss of the metric", asked.max_drop, None, "points", user=True)
+        return [replace(floor, detail="there is no metric: give --labels or --metric")]
+    if metric.name != "top1" and asked.max_drop is None:
+        return []
+    points = max(MAX_DROP_POINTS, 100.0 * MAX_DROP_SAMPLES / max(metric.samples, 1))
+    limit = points if asked.max_drop is None else asked.max_drop
+    unit = "points" if metric.name == "top1" else metric.name
+    drop = metric.original - metric.result
+    return [_at_most(f"loss of {metric.name}", limit, drop, unit, user=asked.max_drop is not None)]
+
+
+def _output_floors(inputs: FloorInputs, output: OutputComparison, *, scored: bool) -> list[Floor]:
+    """Return the floors on one output: agreement for class scores, SQNR for everything else.
+
+    Args:
+        inputs: what decides which floors there are.
+        output: the comparison.
+        scored: labels judge the class scores, so that their agreement need not.
+    """
+    asked, found = inputs.asked, []
+    classes = output.agreement is not None and inputs.real
+    if output.agreement is not None and (asked.min_agreement is not None or (classes and not scored)):
+        limit = MIN_AGREEMENT if asked.min_agreement is None else asked.min_agreement
+        user = asked.min_agreement is not None
+        found.append(_at_least(f"agreement of '{output.name}'", limit, output.agreement, "share", user=user))
+    if asked.min_sqnr_db is not None or not classes:
+        default = MIN_SQNR_DB if inputs.real else MIN_SYNTHETIC_SQNR_DB
+        limit = default if asked.min_sqnr_db is None else asked.min_sqnr_db
+        level = np.inf if output.sqnr_db is None else output.sqnr_db
+        user = asked.min_sqnr_db is not None
+        found.append(_at_least(f"SQNR of '{output.name}'", limit, level, "dB", user=user))
     return found
 
 

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import onnx_ir as ir
 
+from qcompiler.model.weights import (
+    TOO_SMALL,
+    channel_axis_of,
+    is_float_constant,
+    saved_bytes,
+    weight_operands,
+)
 from qcompiler.plan import CompressionPlan, Precision, Role, TensorPlan
 from qcompiler.quant.histogram import TensorStatistics
-from qcompiler.records import IntegerShare, LayerReport, TensorHistogram
+from qcompiler.records import IntegerShare, LayerReport, PassReport, Skip, TensorHistogram
 from qcompiler.runtime.optimized import COMPUTE_OPS
 from qcompiler.state import State
 
@@ -180,3 +187,32 @@ def histograms(state: State) -> tuple[TensorHistogram, ...]:
             )
         )
     return tuple(found)
+
+
+def kept_constants(state: State, reports: Sequence[PassReport]) -> tuple[Skip, ...]:
+    """Return every float constant that a plan leaves as it is, with the reason; weights come first."""
+    weights: list[Skip] = []
+    others: list[Skip] = []
+    said = {s.tensor: s.reason for r in reports for s in r.skipped}
+    for graph in state.model.graphs():
+        for value in graph.initializers.values():
+            name, users = value.name or "", list(value.uses())
+            entry = state.plan.tensors.get(name)
+            if not is_float_constant(value) or not users or (entry is not None and entry.scale is not None):
+                continue
+            weight_use = next((u for u in users if u.idx in weight_operands(u.node)), None)
+            if weight_use is None:
+                others.append(Skip(name, _not_a_weight(users[0].node)))
+            elif saved_bytes(value, channel_axis_of(weight_use.node, weight_use.idx)) <= 0:
+                weights.append(Skip(name, TOO_SMALL))
+            else:
+                decision = state.plan.nodes.get(weight_use.node.name or "")
+                reason = said.get(name, decision.reason if decision is not None else "")
+                weights.append(Skip(name, reason))
+    return (*weights, *others)
+
+
+def _not_a_weight(user: ir.Node) -> str:
+    if user.domain not in ("", "ai.onnx"):
+        return f"{user.domain}:{user.op_type} is left alone"
+    return f"{user.op_type} keeps it in float"

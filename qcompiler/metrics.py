@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from qcompiler.data import load_callable
 from qcompiler.errors import UsageError
 from qcompiler.records import MetricComparison
 from qcompiler.runtime.gate_process import output_comparison
 
 Metric = Callable[[dict[str, list[NDArray[Any]]], "NDArray[np.int64] | None"], float]
+"""A user's metric: {output name: arrays, one per sample} and the labels (or None) -> a figure, larger is better."""
 
 
 def compare_metric(
@@ -34,7 +35,8 @@ def compare_metric(
         saved: where the child saved all outputs, for ``module:function``.
 
     Raises:
-        UsageError: the metric does not fit the model, or cannot be imported.
+        UsageError: the metric does not fit the model.
+        DataError: the function cannot be imported.
     """
     if ":" in spec:
         return _user_metric(spec, labels, saved)
@@ -51,9 +53,7 @@ def compare_metric(
         if output["name"] in classes and expected.shape == truth.shape:
             return _top1(expected == truth, answered == truth)
     if spec == "top1":
-        raise UsageError(
-            "metric top1 needs an output of class scores, shape (batch, classes); this model has none"
-        )
+        raise UsageError("metric top1 needs an output of class scores, shape (batch, classes); this model has none")
     return None
 
 
@@ -69,7 +69,7 @@ def _top1(right: NDArray[np.bool_], kept: NDArray[np.bool_]) -> MetricComparison
 
 
 def _user_metric(spec: str, labels: NDArray[np.int64] | None, saved: Path) -> MetricComparison:
-    function = load_metric(spec)
+    function: Metric = load_callable(spec)
     values, samples = [], 0
     with np.load(saved, allow_pickle=False) as archive:
         for kind in ("original", "result"):
@@ -79,21 +79,3 @@ def _user_metric(spec: str, labels: NDArray[np.int64] | None, saved: Path) -> Me
             samples = max((len(v) for v in outputs.values()), default=0)
             values.append(float(function(outputs, labels)))
     return MetricComparison(name=spec, original=values[0], result=values[1], samples=samples)
-
-
-def load_metric(spec: str) -> Metric:
-    """Return the function behind ``module:function``; larger values of it are better.
-
-    It is called with {output name: list of arrays, one per sample} and the labels (or None).
-
-    Raises:
-        UsageError: it cannot be imported or called.
-    """
-    module, _, name = spec.partition(":")
-    try:
-        function = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError) as error:
-        raise UsageError(f"metric {spec!r} cannot be imported ({error}); give module:function") from error
-    if not callable(function):
-        raise UsageError(f"metric {spec!r} is no function")
-    return cast("Metric", function)

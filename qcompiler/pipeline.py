@@ -11,6 +11,7 @@ import onnx
 import onnx_ir as ir
 
 from qcompiler.data import Dataset
+from qcompiler.decoding import differing_constant, float_weight
 from qcompiler.errors import DataError, QCompileError, UsageError
 from qcompiler.model.edit import clone, load_external
 from qcompiler.model.fingerprint import structure_fingerprint
@@ -80,7 +81,7 @@ class Pipeline:
         for number, step in enumerate(self.passes):
             context.progress(step.name, number, len(self.passes))
             started = time.perf_counter()
-            before = structure_fingerprint(state.model) if self.check and step.kind is PassKind.PLAN else ""
+            before = structure_fingerprint(state.model) if self.check else ""
             result = step.run(state, context)
             if result.report.name != step.name:
                 raise QCompileError(f"pass '{step.name}' returned a report named '{result.report.name}'")
@@ -91,17 +92,26 @@ class Pipeline:
             reports.append(replace(result.report, seconds=time.perf_counter() - started))
             if after is not None:
                 after(step, PassResult(state, reports[-1]))
+        if self.check and any(step.kind is PassKind.LOWER for step in self.passes):
+            _check_lowered(state)
         return state, tuple(reports)
 
     def _check_kind(self, step: Pass, before: State, result: PassResult, fingerprint: str) -> None:
         changed = result.state.model is not before.model
-        if step.kind is PassKind.PLAN:
-            if changed or structure_fingerprint(result.state.model) != fingerprint:
-                raise QCompileError(f"pass '{step.name}' is a plan pass, but changed the graph")
-        elif changed and result.report.changed and constant_bytes(result.state.model) < CHECK_ABOVE_BYTES:
-            _check_valid(step, before.model, result.state.model)
-            if step.kind is PassKind.REWRITE and self.probe is not None:
-                _check_equivalent(step, before.model, result.state.model, self.probe)
+        edited = structure_fingerprint(before.model) != fingerprint
+        if step.kind is PassKind.PLAN and (changed or edited):
+            raise QCompileError(f"pass '{step.name}' is a plan pass, but changed the graph")
+        if edited:
+            raise QCompileError(f"pass '{step.name}' edited the model it was given, instead of a clone")
+        if step.kind is PassKind.LOWER and result.state.plan is not before.plan:
+            raise QCompileError(f"pass '{step.name}' is a lower pass, but changed the plan")
+        if not changed or max(map(constant_bytes, (before.model, result.state.model))) > CHECK_ABOVE_BYTES:
+            return
+        _check_valid(step, before.model, result.state.model)
+        if step.kind is PassKind.REWRITE and self.probe is not None:
+            _check_equivalent(step, before.model, result.state.model, self.probe)
+        if step.kind is PassKind.LOWER:
+            _check_decoded(step, before, result.state)
 
 
 def _check_valid(step: Pass, before: ir.Model, after: ir.Model) -> None:
@@ -119,6 +129,18 @@ def _invalidity(model: ir.Model) -> str:
     except onnx.checker.ValidationError as error:
         return shorten(str(error))
     return ""
+
+
+def _check_decoded(step: Pass, before: State, after: State) -> None:
+    problem = differing_constant(before.model, after.model, before.plan)
+    if problem:
+        raise QCompileError(f"pass '{step.name}' did not write the plan: {problem}")
+
+
+def _check_lowered(state: State) -> None:
+    node = float_weight(state.model, state.plan)
+    if node:
+        raise QCompileError(f"no pass wrote the weights of node '{node}', which is to run in integers")
 
 
 def _check_equivalent(step: Pass, before: ir.Model, after: ir.Model, probe: Dataset) -> None:
@@ -145,11 +167,7 @@ def _check_equivalent(step: Pass, before: ir.Model, after: ir.Model, probe: Data
 
 
 def _agreement_db(expected: object, found: object) -> float | None:
-    if (
-        not isinstance(expected, np.ndarray)
-        or not isinstance(found, np.ndarray)
-        or expected.dtype.kind != "f"
-    ):
+    if not isinstance(expected, np.ndarray) or not isinstance(found, np.ndarray) or expected.dtype.kind != "f":
         return None
     if expected.shape != found.shape:
         return -200.0

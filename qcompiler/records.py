@@ -209,12 +209,12 @@ class Verdict:
     @property
     def held(self) -> bool:
         """True if the file loads and runs and no floor is missed."""
-        return self.loaded and not self.failure and all(f.held is not False for f in self.floors)
+        return self.loaded and not self.failure and not self.missed
 
     @property
     def missed(self) -> tuple[Floor, ...]:
-        """The floors that were missed."""
-        return tuple(f for f in self.floors if f.held is False)
+        """The floors that were missed; one that the user asked for and nobody could measure counts."""
+        return tuple(f for f in self.floors if f.held is False or (f.held is None and f.asked_by == "user"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -52,7 +52,8 @@ class Repair:
             times: where the time goes, per node.
         """
         left = [n for n in compute_nodes(self.planned) if n not in self.reverted]
-        if not left or len(self.steps) >= MAX_REPAIRS:
+        measured = bool(verdict.failure) or any(f.reached is not None for f in verdict.missed)
+        if not left or not measured or len(self.steps) >= MAX_REPAIRS:
             return None
         if verdict.failure or any(f.unit == "bytes" for f in verdict.missed):
             action, chosen = EVERYWHERE, left
@@ -60,11 +61,7 @@ class Repair:
             action, chosen = SLOWER, self._slower(left, times)
         else:
             action, chosen = DAMAGING, self._damaging(left, _deficit_db(verdict))
-        reasons = [
-            f"{f.name} is {f.reached:.4g}"
-            for f in verdict.missed
-            if f.reached is not None and _lasting(f.name)
-        ]
+        reasons = [f"{f.name} is {f.reached:.4g}" for f in verdict.missed if f.reached is not None and _lasting(f.name)]
         outcome = verdict.failure or "; ".join(reasons) or f"{LATENCY} above its limit"
         self.steps.append(RepairStep(action=action, layers=tuple(chosen), outcome=outcome))
         self.reverted |= frozenset(chosen)
@@ -75,10 +72,7 @@ class Repair:
         slower = [
             t.name
             for t in times
-            if t.name in left
-            and t.before_us is not None
-            and t.after_us is not None
-            and t.after_us > t.before_us
+            if t.name in left and t.before_us is not None and t.after_us is not None and t.after_us > t.before_us
         ]
         again = any(step.action == SLOWER for step in self.steps)
         return left if again or not slower else slower
@@ -93,9 +87,7 @@ class Repair:
             return trial(reverted(self.planned, self.context, self.reverted | frozenset(nodes)))
 
         goal = level(()) + max(deficit_db + MARGIN_DB, MIN_GAIN_DB)
-        stretches = [
-            list(s) for s in np.array_split(np.asarray(left, dtype=object), min(STRETCHES, len(left)))
-        ]
+        stretches = [list(s) for s in np.array_split(np.asarray(left, dtype=object), min(STRETCHES, len(left)))]
         gains: dict[int, float] = {}
         for index, stretch in enumerate(stretches):
             gains[index] = level(stretch)

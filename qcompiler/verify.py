@@ -37,6 +37,7 @@ LATENCY_RETRIES = 2
 HOPELESS = 1.3
 """A ratio this far above the limit is no accident of one process."""
 COMPANION_SAMPLES = 8
+LARGER = 1.5
 COMPANION_DB = 60.0
 """The same integers give the same outputs; float parts may be fused in another order."""
 TOGETHER_BELOW_BYTES = 1 << 30
@@ -112,13 +113,11 @@ def verify(inputs: GateInputs, files: Mapping[str, int], result: Path) -> GateRe
         companions = {} if findings.failure else _companions(inputs, files, result, folder, count)
     verdict = _verdict(inputs, files, findings, share, outputs, metric)
     wrong = [f"{name} {problem}" for name, problem in companions.items() if problem]
-    agree = tuple(
+    agree = tuple(_larger(files)) + tuple(
         f"{name} loads and gives the same outputs as {result.name}" for name, p in companions.items() if not p
     )
     verdict = replace(verdict, notes=(*verdict.notes, *agree), failure=verdict.failure or "; ".join(wrong))
-    return GateResult(
-        verdict=verdict, layer_times=node_times(findings.nodes, inputs.float_model, inputs.planned_model)
-    )
+    return GateResult(verdict=verdict, layer_times=node_times(findings.nodes, inputs.float_model, inputs.planned_model))
 
 
 def _run_together(
@@ -142,9 +141,7 @@ def _run_together(
     return _checked(findings), share, _outputs(inputs, findings)
 
 
-def _companions(
-    inputs: GateInputs, files: Mapping[str, int], result: Path, folder: Path, count: int
-) -> dict[str, str]:
+def _companions(inputs: GateInputs, files: Mapping[str, int], result: Path, folder: Path, count: int) -> dict[str, str]:
     """Return file name -> problem ("" if there is none) of every runnable file beside the model."""
     found: dict[str, str] = {}
     for name in (n for n in files if n.endswith(".ort")):
@@ -161,10 +158,19 @@ def _companions(
         worst = min((v for v in levels if v is not None), default=None)
         found[name] = findings.failure and f"does not run: {findings.failure}"
         if not found[name] and worst is not None and worst < COMPANION_DB:
-            found[name] = (
-                f"differs from {result.name}: {worst:.1f} dB, at least {COMPANION_DB:.0f} dB expected"
-            )
+            found[name] = f"differs from {result.name}: {worst:.1f} dB, at least {COMPANION_DB:.0f} dB expected"
     return found
+
+
+def _larger(files: Mapping[str, int]) -> list[str]:
+    """Return a note for every companion whose conversion lost what the model saved."""
+    model = sum(size for name, size in files.items() if name.startswith("model.onnx"))
+    return [
+        f"{name} is {size / max(model, 1):.1f} times as large as model.onnx: the runtime's converter decodes "
+        "weights that the model leaves for session load"
+        for name, size in files.items()
+        if name.endswith(".ort") and size > LARGER * model
+    ]
 
 
 def _timed_again(findings: GateFindings, job: GateJob, inputs: GateInputs, folder: Path) -> GateFindings:
@@ -242,17 +248,10 @@ def _verdict(
     outputs: tuple[OutputComparison, ...],
     metric: MetricComparison | None,
 ) -> Verdict:
-    here = inputs.target.executes_here
     latency = None
     if findings.blocks:
         latency = latency_comparison(findings.blocks, warmup=findings.warmup, threads=inputs.threads)
-    unavailable = ""
-    if not here:
-        unavailable = (
-            f"this machine ({architecture()}) is not {inputs.target.full_name}; latency was not measured"
-        )
-    elif latency is None:
-        unavailable = findings.failure or "original and result are too large to run side by side"
+    elsewhere = "" if inputs.target.executes_here else f", not executed on {inputs.target.name}"
     verdict = Verdict(
         loaded=findings.loaded,
         data="held-out samples" if inputs.real else "synthetic inputs",
@@ -262,23 +261,31 @@ def _verdict(
         integer=share,
         file_bytes={"original": inputs.original_bytes, **files},
         latency=latency,
-        latency_unavailable=unavailable,
+        latency_unavailable="" if latency is not None else _why_no_latency(inputs, findings),
         memory_bytes=findings.memory,
-        executed_on=f"ONNX Runtime on {architecture()}"
-        + ("" if here else f", not executed on {inputs.target.name}"),
+        executed_on=f"ONNX Runtime on {architecture()}{elsewhere}",
         notes=_notes(inputs, share),
         failure=findings.failure,
     )
-    conditions = FloorInputs(
+    return replace(verdict, floors=check_floors(_conditions(inputs, files), verdict))
+
+
+def _why_no_latency(inputs: GateInputs, findings: GateFindings) -> str:
+    if not inputs.target.executes_here:
+        return f"this machine ({architecture()}) is not {inputs.target.full_name}"
+    return findings.failure or "original and result are too large to run side by side"
+
+
+def _conditions(inputs: GateInputs, files: Mapping[str, int]) -> FloorInputs:
+    return FloorInputs(
         asked=inputs.floors,
         real=inputs.real,
         require_data=inputs.require_data,
         unchanged=inputs.unchanged,
-        executes_here=here,
+        executes_here=inputs.target.executes_here,
         original_bytes=inputs.original_bytes,
         model_bytes=sum(size for name, size in files.items() if name.startswith("model.onnx")),
     )
-    return replace(verdict, floors=check_floors(conditions, verdict))
 
 
 def _notes(inputs: GateInputs, share: IntegerShare | None) -> tuple[str, ...]:

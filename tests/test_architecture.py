@@ -28,7 +28,7 @@ TIERS: tuple[frozenset[str], ...] = tuple(
         "runtime",
         "floors metrics",
         "artifacts graphsurgeon layers lowering profiling report samples verify",
-        "passes targets",
+        "decoding passes targets",
         "pipeline registry",
         "repair trial",
         "compiler",

@@ -90,6 +90,7 @@ def _options(step: Any) -> dict[str, bool | int | float | str | None]:  # noqa: 
     """Return the options of a pass with their defaults, as JSON values."""
     if not dataclasses.is_dataclass(step):
         return {}
-    values = {field.name: getattr(step, field.name) for field in dataclasses.fields(step)}
+    own = [field for field in dataclasses.fields(step) if field.init and field.name not in ("name", "kind", "function")]
+    values = {field.name: getattr(step, field.name) for field in own}
     plain = (bool, int, float, str, type(None))
     return {name: value if isinstance(value, plain) else str(value) for name, value in values.items()}

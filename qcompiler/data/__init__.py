@@ -1,5 +1,6 @@
 """Calibration and evaluation inputs: files, folders, callables and synthetic values, one protocol."""
 
+from qcompiler.data.callables import load_callable
 from qcompiler.data.dataset import Dataset, Feeds, InputSpec, Subset
 from qcompiler.data.labels import load_labels
 from qcompiler.data.opening import open_dataset
@@ -14,6 +15,7 @@ __all__ = [
     "Split",
     "Subset",
     "input_specs",
+    "load_callable",
     "load_labels",
     "open_dataset",
     "split",

@@ -64,19 +64,13 @@ def make_chunk(where: str, arrays: Mapping[str, Rows], inputs: Sequence[InputSpe
         notes += [note] if note else []
         layouts[spec.name] = layout = find_layout(spec, matched[spec.name].shape, where)
         if layout.dropped:
-            notes.append(
-                f"{where}: the last {layout.dropped} rows of {spec.name!r} fill no batch of {layout.rows}"
-            )
+            notes.append(f"{where}: the last {layout.dropped} rows of {spec.name!r} fill no batch of {layout.rows}")
     counts = {name: layout.samples for name, layout in layouts.items() if layout.samples is not None}
     if len(set(counts.values())) > 1:
         listed = ", ".join(f"{name!r} {count}" for name, count in counts.items())
-        raise DataError(
-            f"{where}: the inputs have different numbers of samples ({listed}); give each the same"
-        )
+        raise DataError(f"{where}: the inputs have different numbers of samples ({listed}); give each the same")
     if not counts:
-        raise DataError(
-            f"{where}: nothing but scalars; give each input one value per sample along a first axis"
-        )
+        raise DataError(f"{where}: nothing but scalars; give each input one value per sample along a first axis")
     return Chunk(where, matched, layouts, min(counts.values()), tuple(notes))
 
 
@@ -148,29 +142,19 @@ def file_digest(path: Path) -> bytes:
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").digest()
     except OSError as error:
-        raise DataError(
-            f"cannot read {path}: {error.strerror}; check the path and its permissions"
-        ) from error
+        raise DataError(f"cannot read {path}: {error.strerror}; check the path and its permissions") from error
 
 
 def _value_bytes(values: NDArray[Any]) -> bytes:
-    return (
-        repr(values.tolist()).encode() if values.dtype.hasobject else np.ascontiguousarray(values).tobytes()
-    )
+    return repr(values.tolist()).encode() if values.dtype.hasobject else np.ascontiguousarray(values).tobytes()
 
 
-def _match(
-    where: str, arrays: Mapping[str, Rows], inputs: Sequence[InputSpec]
-) -> tuple[dict[str, Rows], list[str]]:
+def _match(where: str, arrays: Mapping[str, Rows], inputs: Sequence[InputSpec]) -> tuple[dict[str, Rows], list[str]]:
     """Return the array of every input, and notes on what did not match by name."""
     missing = [spec.name for spec in inputs if spec.name not in arrays]
     if not missing:
         extra = sorted(set(arrays) - {spec.name for spec in inputs})
-        notes = (
-            [f"{where}: {', '.join(map(repr, extra))} is no input of the model and was left out"]
-            if extra
-            else []
-        )
+        notes = [f"{where}: {', '.join(map(repr, extra))} is no input of the model and was left out"] if extra else []
         return {spec.name: arrays[spec.name] for spec in inputs}, notes
     if len(inputs) == len(arrays) == 1:
         (name,) = arrays

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -25,7 +25,7 @@ def open_callable(spec: str, inputs: Sequence[InputSpec]) -> ChunkedDataset:
     Raises:
         DataError: it cannot be imported, it failed, or what it gave does not fit the model.
     """
-    function = _import(spec)
+    function = load_callable(spec)
     chunks = []
     try:
         given = function()
@@ -35,9 +35,7 @@ def open_callable(spec: str, inputs: Sequence[InputSpec]) -> ChunkedDataset:
     except DataError:
         raise
     except Exception as error:  # the user's code may raise anything; it is theirs to mend
-        raise DataError(
-            f"{spec} raised {type(error).__name__}: {_one_line(error)}; mend the function"
-        ) from error
+        raise DataError(f"{spec} raised {type(error).__name__}: {_one_line(error)}; mend the function") from error
     if not chunks:
         raise DataError(f"{spec} gave no samples; return or yield at least one feeds dict or array")
     return ChunkedDataset(spec, tuple(chunks), tuple(inputs), "by the callable")
@@ -49,13 +47,16 @@ def _chunk(where: str, item: object, inputs: Sequence[InputSpec]) -> Chunk:
     for name, values in rows.items():
         if values.dtype.hasobject and not any(spec.dtype.hasobject for spec in inputs):
             what = f" {name!r}" if name else ""
-            raise DataError(
-                f"{where}{what} is no plain array of numbers; yield a feeds dict or a NumPy array"
-            )
+            raise DataError(f"{where}{what} is no plain array of numbers; yield a feeds dict or a NumPy array")
     return make_chunk(where, rows, inputs)
 
 
-def _import(spec: str) -> Any:  # noqa: ANN401 - the user's object
+def load_callable(spec: str) -> Callable[..., Any]:
+    """Return the function behind ``module:name``, from the current folder or the Python path.
+
+    Raises:
+        DataError: it cannot be imported, or is no function.
+    """
     module_name, _, path = spec.partition(":")
     here = str(Path.cwd())
     sys.path.insert(0, here)
@@ -65,16 +66,14 @@ def _import(spec: str) -> Any:  # noqa: ANN401 - the user's object
             found = getattr(found, name)
     except Exception as error:  # the user's module may raise anything while it is imported
         raise DataError(
-            f"cannot load data from {spec}: {type(error).__name__}: {_one_line(error)}; "
+            f"cannot load {spec}: {type(error).__name__}: {_one_line(error)}; "
             f"it must be importable from {here} or from the Python path"
         ) from error
     finally:
         sys.path.remove(here)
     if not callable(found):
-        raise DataError(
-            f"{spec} is a {type(found).__name__}, not a function; name a callable without arguments"
-        )
-    return found
+        raise DataError(f"{spec} is a {type(found).__name__}, not a function; name a callable")
+    return cast("Callable[..., Any]", found)
 
 
 def _one_line(error: BaseException) -> str:

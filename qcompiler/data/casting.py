@@ -70,10 +70,8 @@ def _refuse_non_finite(values: NDArray[Any], converted: NDArray[Any], spec: Inpu
     bad = values[~finite].ravel()[0]
     if np.isfinite(bad):
         raise DataError(
-            f"{where}: input {spec.name!r} holds {bad}, too large for {spec.dtype.name}; "
-            f"check the preprocessing"
+            f"{where}: input {spec.name!r} holds {bad}, too large for {spec.dtype.name}; check the preprocessing"
         )
     raise DataError(
-        f"{where}: input {spec.name!r} holds {int((~finite).sum())} NaN or infinite values; "
-        f"remove or replace them"
+        f"{where}: input {spec.name!r} holds {int((~finite).sum())} NaN or infinite values; remove or replace them"
     )

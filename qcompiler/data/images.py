@@ -136,9 +136,7 @@ class ImageFolder:
             UnidentifiedImageError,
             Image.DecompressionBombError,
         ) as error:
-            raise DataError(
-                f"cannot decode {path}: {' '.join(str(error).split())}; remove or replace it"
-            ) from error
+            raise DataError(f"cannot decode {path}: {' '.join(str(error).split())}; remove or replace it") from error
         height, width = self._size
         if not self.image.resize:
             return picture.resize((width, height), Image.Resampling.BILINEAR)
@@ -162,14 +160,10 @@ def open_images(
     import importlib.util
 
     if importlib.util.find_spec("PIL") is None:
-        raise DataError(
-            f"{folder} holds images, and pillow is not installed: pip install 'qcompiler[images]'"
-        )
+        raise DataError(f"{folder} holds images, and pillow is not installed: pip install 'qcompiler[images]'")
     if len(inputs) != 1 or len(inputs[0].dims) != 4:
         listed = ", ".join(f"{spec.name!r} {spec}" for spec in inputs)
-        raise DataError(
-            f"{folder} holds images, the model takes {listed}; give arrays named as the inputs (.npz)"
-        )
+        raise DataError(f"{folder} holds images, the model takes {listed}; give arrays named as the inputs (.npz)")
     spec = inputs[0]
     image = dataclasses.replace(image, size=_resolve_size(spec, image))
     dropped = len(paths) % max(1, spec.batch)
@@ -190,15 +184,11 @@ def _resolve_size(spec: InputSpec, image: ImagePreprocessing) -> tuple[int, int]
         )
     size = image.size or tuple(axes[1:])
     if any(not isinstance(length, int) for length in size):
-        raise UsageError(
-            f"input {spec.name!r} takes {spec}, of any size; set size = [height, width] in [image]"
-        )
+        raise UsageError(f"input {spec.name!r} takes {spec}, of any size; set size = [height, width] in [image]")
     height, width = (int(length) for length in size if isinstance(length, int))
     for length, wanted in zip((height, width), axes[1:], strict=True):
         if isinstance(wanted, int) and wanted != length:
-            raise UsageError(
-                f"[image] size is {height}x{width}, input {spec.name!r} takes {spec}; remove size"
-            )
+            raise UsageError(f"[image] size is {height}x{width}, input {spec.name!r} takes {spec}; remove size")
     if 0 < image.resize < max(height, width):
         raise UsageError(f"[image] resize = {image.resize} is smaller than the crop of {height}x{width}")
     if any(len(values) not in (1, channels) for values in (image.mean, image.std)):

@@ -46,14 +46,8 @@ def load_labels(path: str | Path, dataset: Dataset) -> NDArray[np.int64]:
 
 def _from_npy(path: Path) -> NDArray[np.int64]:
     rows = FileRows(path)
-    if (
-        rows.dtype.kind not in "iu"
-        or len(rows.shape) not in (1, 2)
-        or (len(rows.shape) == 2 and rows.shape[1] != 1)
-    ):
-        raise DataError(
-            f"{path} holds {rows.dtype.name} {list(rows.shape)}; labels are one integer per sample"
-        )
+    if rows.dtype.kind not in "iu" or len(rows.shape) not in (1, 2) or (len(rows.shape) == 2 and rows.shape[1] != 1):
+        raise DataError(f"{path} holds {rows.dtype.name} {list(rows.shape)}; labels are one integer per sample")
     values: NDArray[Any] = rows.read(0, rows.shape[0])
     return values.reshape(-1).astype(np.int64)
 
@@ -70,9 +64,7 @@ def _from_csv(path: Path) -> tuple[list[str], NDArray[np.int64]]:
         rows = rows[1:]
     for number, row in enumerate(rows, start=1):
         if len(row) <= column or not _is_integer(row[column]):
-            raise DataError(
-                f"{path}: row {number} is {','.join(row)!r}; expected file,label with an integer label"
-            )
+            raise DataError(f"{path}: row {number} is {','.join(row)!r}; expected file,label with an integer label")
     names = [row[0].strip() for row in rows] if column else []
     return names, np.array([int(row[column]) for row in rows], dtype=np.int64)
 

@@ -61,15 +61,11 @@ def find_layout(spec: InputSpec, shape: tuple[int, ...], where: str) -> Layout:
         )
     if not layout.samples:
         need = f"; the model fixes its batch to {layout.rows}" if layout.rows > 1 else ""
-        raise DataError(
-            f"{where}: input {spec.name!r} has {shape[0]} rows{need}; give at least {layout.rows}"
-        )
+        raise DataError(f"{where}: input {spec.name!r} has {shape[0]} rows{need}; give at least {layout.rows}")
     return layout
 
 
-def _check_dims(
-    spec: InputSpec, found: tuple[int, ...], expected: tuple[int | str | None, ...], where: str
-) -> None:
+def _check_dims(spec: InputSpec, found: tuple[int, ...], expected: tuple[int | str | None, ...], where: str) -> None:
     if any(isinstance(e, int) and e != f for f, e in zip(found, expected, strict=True)):
         raise DataError(
             f"{where}: samples of input {spec.name!r} have the sizes {list(found)}, the model takes {spec}; "

@@ -153,8 +153,7 @@ class FileRows:
             raise DataError(f"cannot read {self._where}: {error}; write it again with numpy.save") from error
         if header.dtype.hasobject or header.dtype.names:
             raise DataError(
-                f"{self._where} holds Python objects or records, and pickles are never read; "
-                f"save plain arrays"
+                f"{self._where} holds Python objects or records, and pickles are never read; save plain arrays"
             )
         if header.length + header.data_bytes > size:
             raise DataError(
@@ -189,9 +188,7 @@ class FileRows:
             except zipfile.BadZipFile as error:
                 raise DataError(f"{self._where} is damaged: {error}; write the file again") from error
             except OSError as error:
-                raise OutputError(
-                    f"no room to unpack {self._where} in {tempfile.gettempdir()}: {error}"
-                ) from error
+                raise OutputError(f"no room to unpack {self._where} in {tempfile.gettempdir()}: {error}") from error
         return file
 
 
@@ -209,9 +206,7 @@ def open_array_file(path: Path) -> dict[str, Rows]:
     except (OSError, zipfile.BadZipFile) as error:
         raise DataError(f"cannot read {path}: {error}; write it again with numpy.savez") from error
     if not members:
-        raise DataError(
-            f"{path} holds no arrays; write it with numpy.savez, arrays named as the model's inputs"
-        )
+        raise DataError(f"{path} holds no arrays; write it with numpy.savez, arrays named as the model's inputs")
     return {name.removesuffix(".npy"): FileRows(path, name) for name in members}
 
 
@@ -222,9 +217,7 @@ def _read_header(stream: IO[bytes]) -> _Header:
     elif version == (2, 0):
         shape, fortran, dtype = np.lib.format.read_array_header_2_0(stream)
     else:
-        raise ValueError(
-            f"version {version[0]}.{version[1]} of the .npy format is for records, not plain arrays"
-        )
+        raise ValueError(f"version {version[0]}.{version[1]} of the .npy format is for records, not plain arrays")
     return _Header(shape, fortran, dtype, stream.tell())
 
 

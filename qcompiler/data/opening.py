@@ -39,16 +39,12 @@ def open_dataset(spec: str, inputs: Sequence[InputSpec], image: ImagePreprocessi
         return _open_file(path, inputs)
     if CALLABLE.match(spec):
         return open_callable(spec, inputs)
-    raise DataError(
-        f"no data at {spec}; give a .npz or .npy file, a folder of those or of images, or module:callable"
-    )
+    raise DataError(f"no data at {spec}; give a .npz or .npy file, a folder of those or of images, or module:callable")
 
 
 def _open_file(path: Path, inputs: Sequence[InputSpec]) -> Dataset:
     if path.suffix.lower() not in ARRAY_SUFFIXES:
-        raise DataError(
-            f"{path} is not .npz or .npy; convert it, put images into a folder, or write a module:callable"
-        )
+        raise DataError(f"{path} is not .npz or .npy; convert it, put images into a folder, or write a module:callable")
     chunk = make_chunk(str(path), open_array_file(path), inputs)
     return ChunkedDataset(str(path), (chunk,), tuple(inputs))
 
@@ -61,15 +57,11 @@ def _open_folder(folder: Path, inputs: Sequence[InputSpec], image: ImagePreproce
     arrays = [path for path in files if path.suffix.lower() in ARRAY_SUFFIXES]
     images = [path for path in files if path.suffix.lower() in IMAGE_SUFFIXES]
     if arrays and images:
-        raise DataError(
-            f"{folder} holds {len(arrays)} array files and {len(images)} images; keep one kind in a folder"
-        )
+        raise DataError(f"{folder} holds {len(arrays)} array files and {len(images)} images; keep one kind in a folder")
     if not arrays and not images:
         raise DataError(f"{folder} holds no .npz, .npy or image files; see --data in the documentation")
     others = len(files) - len(arrays) - len(images)
-    left_out = (
-        (f"{others} files in {folder} are neither arrays nor images and were left out",) if others else ()
-    )
+    left_out = (f"{others} files in {folder} are neither arrays nor images and were left out",) if others else ()
     if images:
         dataset: ImageFolder = open_images(folder, images, inputs, image)
         return dataclasses.replace(dataset, notes=left_out + dataset.notes)

@@ -108,9 +108,7 @@ def _shape(spec: InputSpec, sizes: dict[str, int]) -> tuple[int, ...]:
         elif isinstance(dim, str):
             # An exporter's sum, such as "past_sequence + 1": the axis must be as long as its parts together.
             terms = [term.strip() for term in dim.split("+")]
-            shape.append(
-                sum(int(t) if t.isdecimal() else sizes.get(t, _free_size(spec, axis)) for t in terms)
-            )
+            shape.append(sum(int(t) if t.isdecimal() else sizes.get(t, _free_size(spec, axis)) for t in terms))
         else:
             shape.append(_free_size(spec, axis))
     return tuple(shape)
@@ -129,9 +127,7 @@ def _values(spec: InputSpec, shape: tuple[int, ...], generator: np.random.Genera
     return _integers(name, dtype, shape, generator)
 
 
-def _integers(
-    name: str, dtype: np.dtype[Any], shape: tuple[int, ...], generator: np.random.Generator
-) -> NDArray[Any]:
+def _integers(name: str, dtype: np.dtype[Any], shape: tuple[int, ...], generator: np.random.Generator) -> NDArray[Any]:
     if any(word in name for word in _ZERO_NAMES):
         return np.zeros(shape, dtype)
     if "position" in name and shape:

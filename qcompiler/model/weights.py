@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
 import onnx_ir as ir
 
 WEIGHT_INPUTS: dict[str, tuple[int, ...]] = {
@@ -93,9 +92,8 @@ def saved_bytes(value: ir.Value, axis: int | None) -> int:
     tensor = value.const_value
     if tensor is None:
         return 0
-    channels = 1 if axis is None else int(tensor.shape[axis])
-    size = int(np.prod(tensor.shape.numpy())) if len(tensor.shape) else 1
-    return size * (tensor.dtype.itemsize - 1) - 4 * channels - OVERHEAD_BYTES
+    channels = 1 if axis is None else tensor.shape.numpy()[axis]
+    return int(tensor.size * (tensor.dtype.itemsize - 1)) - 4 * channels - OVERHEAD_BYTES
 
 
 def has_row_bias(node: ir.Node) -> bool:
@@ -107,7 +105,7 @@ def has_row_bias(node: ir.Node) -> bool:
     weight = node.inputs[1].const_value if node.inputs[1] is not None else None
     if tensor is None or weight is None or channels is None or bias.is_graph_input():
         return False
-    return tensor.size == int(weight.shape[channels]) == (tensor.shape[-1] if len(tensor.shape) else 1)
+    return tensor.size == weight.shape.numpy()[channels] == (tensor.shape[-1] if len(tensor.shape) else 1)
 
 
 def scales_operands(node: ir.Node) -> bool:

@@ -1,0 +1,147 @@
+"""What the constants of a lowered graph decode to, held against the plan: lowering wrote what was decided."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from qcompiler.lowering import weight_codes
+from qcompiler.model.edit import all_nodes, constant_of
+from qcompiler.plan import CompressionPlan, Precision, Role, TensorPlan
+from qcompiler.quant.grid import along, dequantize
+
+COMPUTE = frozenset({"Conv", "Gemm", "MatMul"})
+
+
+def differing_constant(before: ir.Model, after: ir.Model, plan: CompressionPlan) -> str:
+    """Return which planned value a lowered graph holds otherwise, in words, or "" if every one is as planned.
+
+    Weights must decode to exactly the plan's values, biases to the planned ones within half a step, and
+    activations must have the planned scale and zero point. What is not lowered yet is not looked at.
+
+    Args:
+        before: the model that was lowered, with float weights.
+        after: what a lowering pass made of it; nodes keep their names.
+        plan: what it was to write.
+    """
+    there = {node.name: node for node, _ in all_nodes(after)}
+    for node, _ in all_nodes(before):
+        lowered = there.get(node.name)
+        if lowered is None:
+            continue
+        for index, value in enumerate(node.inputs):
+            entry = plan.tensors.get(value.name or "") if value is not None else None
+            weight = constant_of(value) if entry is not None and entry.role is Role.WEIGHT else None
+            decoded = _decoded_weight(lowered, index) if weight is not None else None
+            if entry is None or weight is None or decoded is None:
+                continue
+            if not np.array_equal(decoded, _planned_weight(weight, entry, decoded.dtype)):
+                return f"weight '{entry.name}' of node '{node.name}' does not decode to its planned values"
+            if index == 1 and not _bias_holds(node, lowered, plan):
+                return f"the bias of node '{node.name}' is not the planned one"
+    return _differing_grid(after, plan)
+
+
+def float_weight(model: ir.Model, plan: CompressionPlan) -> str:
+    """Return the name of a node that is to run in integers and still has a float weight, "" if there is none.
+
+    The runtime would quantize such a weight by itself, with one scale for the whole tensor.
+    """
+    for node in model.graph:
+        decision = plan.nodes.get(node.name or "")
+        if decision is None or decision.precision not in (Precision.INTEGER, Precision.DYNAMIC):
+            continue
+        weight = node.inputs[1] if node.op_type in COMPUTE else None
+        if weight is not None and weight.const_value is not None:
+            return node.name or ""
+    return ""
+
+
+def _planned_weight(weight: NDArray[Any], entry: TensorPlan, dtype: np.dtype[Any]) -> NDArray[Any]:
+    if entry.spec is None or entry.scale is None or entry.zero_point is None:
+        return np.zeros(0, dtype)
+    codes = weight_codes(weight, entry)
+    if dtype == np.float32:
+        return dequantize(codes, entry.scale, entry.zero_point, entry.spec.axis)
+    return np.asarray(codes.astype(dtype) * along(entry.scale, entry.spec.axis, codes.ndim).astype(dtype))
+
+
+def _decoded_weight(node: ir.Node, index: int) -> NDArray[Any] | None:
+    """Return what a lowered node multiplies its input by, None if that is not stored in integers."""
+    value = node.inputs[index] if index < len(node.inputs) else None
+    maker = value.producer() if value is not None else None
+    if maker is None or value is None:
+        return None
+    if maker.op_type == "DequantizeLinear":
+        return _dequantized(maker)
+    parts = [v for v in maker.inputs if v is not None]
+    if maker.op_type != "Mul" or len(parts) != 2:
+        return None
+    cast, scale = parts[0].producer(), constant_of(parts[1])
+    if cast is not None and cast.op_type == "Cast" and scale is not None:
+        codes = constant_of(cast.inputs[0])
+        return None if codes is None else np.asarray(codes.astype(scale.dtype) * scale)
+    return _dynamic(node, scale)
+
+
+def _dynamic(node: ir.Node, scale: NDArray[Any] | None) -> NDArray[Any] | None:
+    """Return the weight of an integer product whose inputs get their scale at run time."""
+    cast = node.inputs[0].producer() if node.inputs[0] is not None else None
+    value = cast.inputs[0] if cast is not None else None
+    product = value.producer() if value is not None else None
+    codes = constant_of(product.inputs[1]) if product is not None and product.op_type == "MatMulInteger" else None
+    return None if codes is None or scale is None else np.asarray(codes.astype(np.float32) * scale, np.float32)
+
+
+def _dequantized(node: ir.Node) -> NDArray[np.float32] | None:
+    """Return what a DequantizeLinear makes of constants, None if its input is computed."""
+    codes, scale = constant_of(node.inputs[0]), constant_of(node.inputs[1])
+    zero_point = constant_of(node.inputs[2]) if len(node.inputs) > 2 else None
+    if codes is None or scale is None:
+        return None
+    axis = node.attributes.get("axis")
+    zero = np.zeros(scale.shape, np.int32) if zero_point is None else zero_point.astype(np.int32)
+    return dequantize(codes, scale, zero, (1 if axis is None else axis.as_int()) if scale.ndim else None)
+
+
+def _bias_holds(node: ir.Node, lowered: ir.Node, plan: CompressionPlan) -> bool:
+    """Return True if a lowered node adds the bias of the float node with the planned correction."""
+    planned = plan.tensors.get(f"{node.name}:bias")
+    correction = planned.correction if planned is not None else None
+    value = node.inputs[2] if len(node.inputs) > 2 else None
+    base = constant_of(value)
+    if node.op_type not in ("Conv", "Gemm") or (base is None and (value is not None or correction is None)):
+        return True
+    expected = (0.0 if base is None else base.astype(np.float64)) + (0.0 if correction is None else correction)
+    added = lowered.inputs[2] if len(lowered.inputs) > 2 else None
+    maker = added.producer() if added is not None else None
+    found = constant_of(added) if maker is None else _dequantized(maker)
+    scale = constant_of(maker.inputs[1]) if maker is not None else None
+    room = 0.0 if scale is None else scale.astype(np.float64) * 0.5
+    # Bias and correction were added in float64 and stored in float32.
+    rounding = np.abs(expected) * 2.0**-23
+    return found is not None and bool(np.all(np.abs(found - expected) <= room + rounding))
+
+
+def _differing_grid(model: ir.Model, plan: CompressionPlan) -> str:
+    """Return which activation has another scale or zero point than planned, in words, or ""."""
+    for node in model.graph:
+        if node.op_type != "QuantizeLinear" or node.inputs[0] is None:
+            continue
+        restored = [use.node for use in node.outputs[0].uses()]
+        names = [node.inputs[0].name or "", *(n.outputs[0].name or "" for n in restored)]
+        entry = next((e for name in names if (e := plan.activation(name)) is not None), None)
+        if entry is None:
+            continue
+        for end in (node, *restored):
+            scale, zero_point = (constant_of(v) for v in (*end.inputs, None)[1:3])
+            if not (_equal(scale, entry.scale) and _equal(zero_point, entry.zero_point)):
+                return f"activation '{entry.name}' has another scale or zero point than planned"
+    return ""
+
+
+def _equal(found: NDArray[Any] | None, planned: NDArray[Any] | None) -> bool:
+    return found is not None and planned is not None and np.array_equal(found, planned)
