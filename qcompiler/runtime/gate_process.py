@@ -34,6 +34,7 @@ class GateJob:
         latency_seconds: time for the latency stage.
         optimized: where to save the graph that really runs.
         save_outputs: file for the outputs of both models, for a user's metric.
+        profile_runs: runs of the profile stage.
     """
 
     original: Path | None
@@ -45,6 +46,21 @@ class GateJob:
     latency_seconds: float = 1.0
     optimized: Path | None = None
     save_outputs: Path | None = None
+    profile_runs: int = 10
+
+
+@dataclass(frozen=True, slots=True)
+class ProfiledNode:
+    """One node of the runtime's graph: microseconds of its fastest run and of the faster half on average.
+
+    ``elements`` counts the elements of its first output.
+    """
+
+    name: str
+    op_type: str
+    min_us: float
+    typical_us: float
+    elements: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,8 +78,8 @@ class GateFindings:
     warmup: int = 0
     memory: dict[str, int] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
-    nodes: dict[str, list[tuple[str, str, float]]] = field(default_factory=dict)
-    """"original" and "result" -> (name in the runtime's graph, operator, microseconds) of every node."""
+    nodes: dict[str, list[ProfiledNode]] = field(default_factory=dict)
+    """"original" and "result" -> every node of the runtime's graph."""
     loaded: bool = False
     failure: str = ""
     culprit: str = ""
@@ -94,6 +110,7 @@ def run_gate(job: GateJob, folder: Path) -> GateFindings:
         "stages": list(job.stages),
         "latency_seconds": job.latency_seconds,
         "optimized": str(job.optimized) if job.optimized else None,
+        "profile_runs": job.profile_runs,
         "save_outputs": str(job.save_outputs) if job.save_outputs else None,
     }
     path = folder / "job.json"
@@ -130,9 +147,7 @@ def _read(text: str, code: int) -> GateFindings:
         warmup=int(stages.get("latency", {}).get("warmup", 0)),
         memory={k: int(v) for k, v in load.get("memory", {}).items()},
         seconds={k: float(v) for k, v in load.get("seconds", {}).items()},
-        nodes={
-            k: [(n, op, us) for n, op, us in v] for k, v in stages.get("profile", {}).get("nodes", {}).items()
-        },
+        nodes={k: [ProfiledNode(*row) for row in v] for k, v in stages.get("profile", {}).get("nodes", {}).items()},
         loaded=bool(load),
         failure=failure,
         culprit=str(failed.get("culprit", "")),

@@ -11,6 +11,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
+from qcompiler.runtime.gate_process import ProfiledNode
 from qcompiler.records import IntegerShare, LayerTime
 
 INTEGER_OPS = frozenset(
@@ -144,12 +145,12 @@ RUNTIME_INSERTED = "(inserted by the runtime)"
 
 
 def node_times(
-    nodes: Mapping[str, Sequence[tuple[str, str, float]]], original: ir.Model, planned: ir.Model
+    nodes: Mapping[str, Sequence[ProfiledNode]], original: ir.Model, planned: ir.Model
 ) -> tuple[LayerTime, ...]:
     """Return the time of every node before and after, from the runtime's profiles, longest first.
 
     Args:
-        nodes: "original" and "result" -> (name in the runtime's graph, operator, microseconds).
+        nodes: "original" and "result" -> the nodes of the runtime's graph.
         original: the float model as it was loaded.
         planned: the rewritten float model. What the runtime added is one row of its own.
     """
@@ -157,13 +158,13 @@ def node_times(
     types: dict[str, str] = {RUNTIME_INSERTED: ""}
     for kind, model in (("original", original), ("result", planned)):
         origins = Origins(model)
-        for name, _, microseconds in nodes.get(kind, ()):
-            node = origins.find(name)
+        for profiled in nodes.get(kind, ()):
+            node = origins.find(profiled.name)
             origin = node.name or "" if node is not None else RUNTIME_INSERTED
             if node is not None:
                 types.setdefault(origin, node.op_type)
             row = spent.setdefault(origin, {})
-            row[kind] = row.get(kind, 0.0) + microseconds
+            row[kind] = row.get(kind, 0.0) + profiled.typical_us
     return tuple(
         LayerTime(
             name=name,

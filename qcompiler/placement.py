@@ -1,0 +1,204 @@
+"""Measured placement: the split of a network between integers and float with the least predicted latency.
+
+Every node costs its measured time on the side where it runs, every value that crosses between the sides costs
+a conversion, and the cheapest split is a minimum cut. It is kept only if the whole model, measured, is faster.
+
+Source: Picard and Queyranne, "Selected applications of minimum cuts in networks" (1982), for the reduction.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import networkx
+import onnx_ir as ir
+
+from qcompiler.plan import Precision
+from qcompiler.runtime.latency_db import NodeLatency
+from qcompiler.state import State
+
+INTEGER = "integer"
+FLOAT = "float"
+INT, FLT = "int", "flt"
+INFINITE = 1e12
+"""More than any latency in microseconds."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BoundaryCost:
+    """Microseconds that a value costs where it crosses between integers and float, per element and at least."""
+
+    per_element_us: float
+    least_us: float = 1.0
+
+    def of(self, value: ir.Value) -> float:
+        """Return the cost of one value; unknown dimensions count as 1."""
+        dims = [d if isinstance(d, int) else 1 for d in value.shape] if value.shape is not None else []
+        return max(self.least_us, self.per_element_us * math.prod(dims))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cut:
+    """A split of the nodes that may run in integers.
+
+    Attributes:
+        to_float: nodes that are to leave the integers, in graph order.
+        predicted_us: predicted latency of this split.
+        all_integer_us / all_float_us: predicted latency of both extremes.
+    """
+
+    to_float: tuple[str, ...]
+    predicted_us: float
+    all_integer_us: float
+    all_float_us: float
+
+
+def node_signature(node: ir.Node) -> str:
+    """Return what the latency of a node depends on, as a digest: operator, shapes and attributes."""
+    shapes = [_shape(v) for v in (*node.inputs, *node.outputs)]
+    attributes = sorted(f"{k}={a.value}" for k, a in node.attributes.items() if a.type != ir.AttributeType.GRAPH)
+    return hashlib.sha256(repr((node.domain, node.op_type, shapes, attributes)).encode()).hexdigest()[:32]
+
+
+def _shape(value: ir.Value | None) -> str:
+    if value is None:
+        return "none"
+    return "?" if value.shape is None else ",".join(str(d) for d in value.shape)
+
+
+class Splitter:
+    """Finds the cheapest split of a planned state.
+
+    Args:
+        state: a planned state; nodes with an integer precision may go either way, all others stay in float.
+        costs: (node, "integer" or "float") -> latency. A node without an entry costs nothing on that side,
+            which is what a node that the runtime fuses away costs.
+        boundary: the cost of a crossing value.
+    """
+
+    def __init__(
+        self, state: State, costs: Mapping[tuple[str, str], NodeLatency], boundary: BoundaryCost
+    ) -> None:
+        self._state, self._costs, self._boundary = state, costs, boundary
+        self._nodes = list(state.model.graph)
+        self._leader = {n.name or "": self._leader_of(n) for n in self._nodes}
+
+    def movable(self) -> list[str]:
+        """Return the nodes that may run in integers, in graph order."""
+        return [n.name or "" for n in self._nodes if self._is_integer(n)]
+
+    def predict(self, to_float: frozenset[str]) -> float:
+        """Return the predicted latency, in microseconds, with some nodes in float."""
+        total = 0.0
+        for node in self._nodes:
+            name = node.name or ""
+            side = INTEGER if self._is_integer(node) and self._leader[name] not in to_float else FLOAT
+            total += self._cost(name, side)
+        return total + sum(self._boundary.of(v) for v in self._crossing(to_float))
+
+    def cut(self) -> Cut:
+        """Return the split with the least predicted latency; ties go to the integers."""
+        graph = self._network()
+        _, (integer_side, _) = networkx.minimum_cut(graph, INT, FLT)
+        to_float = [n for n in self.movable() if self._leader[n] not in integer_side]
+        return Cut(
+            to_float=tuple(to_float),
+            predicted_us=self.predict(frozenset(to_float)),
+            all_integer_us=self.predict(frozenset()),
+            all_float_us=self.predict(frozenset(self.movable())),
+        )
+
+    def _network(self) -> networkx.DiGraph[str]:
+        """Return the flow network: integers on the source's side, float on the sink's."""
+        graph: networkx.DiGraph[str] = networkx.DiGraph()
+        graph.add_nodes_from((INT, FLT))
+        for node in self._nodes:
+            name = self._leader[node.name or ""]
+            if self._is_integer(node):
+                # A hair more than nothing on the float side breaks ties towards the integers.
+                _add(graph, INT, name, self._cost(node.name or "", FLOAT) + 1e-6)
+                _add(graph, name, FLT, self._cost(node.name or "", INTEGER))
+            else:
+                _add(graph, name, FLT, INFINITE)
+        for value, maker, readers in self._values():
+            cost = self._boundary.of(value)
+            down, up = f"{value.name} leaves", f"{value.name} enters"
+            _add(graph, maker, down, cost)
+            _add(graph, up, maker, cost)
+            for reader in readers:
+                _add(graph, down, reader, INFINITE)
+                _add(graph, reader, up, INFINITE)
+        return graph
+
+    def _values(self) -> list[tuple[ir.Value, str, list[str]]]:
+        """Return every value with its maker and its readers, as far as these are different nodes."""
+        found = []
+        inside = set(self._nodes)
+        makers = [(v, FLT) for v in self._state.model.graph.inputs]
+        makers += [(v, self._leader[n.name or ""]) for n in self._nodes for v in n.outputs]
+        for value, maker in makers:
+            readers = {self._leader[u.node.name or ""] for u in value.uses() if u.node in inside}
+            if value.is_graph_output() or any(u.node not in inside for u in value.uses()):
+                readers.add(FLT)
+            readers.discard(maker)
+            if readers:
+                found.append((value, maker, sorted(readers)))
+        return found
+
+    def _crossing(self, to_float: frozenset[str]) -> list[ir.Value]:
+        leaders = {self._leader[n] for n in self.movable()} - {self._leader[n] for n in to_float}
+        crossing = []
+        for value, maker, readers in self._values():
+            sides = {reader in leaders for reader in readers}
+            if (maker in leaders and False in sides) or (maker not in leaders and True in sides):
+                crossing.append(value)
+        return crossing
+
+    def _is_integer(self, node: ir.Node) -> bool:
+        decision = self._state.plan.nodes.get(node.name or "")
+        kinds = (Precision.INTEGER, Precision.MOVE, Precision.DYNAMIC)
+        return decision is not None and decision.precision in kinds
+
+    def _leader_of(self, node: ir.Node) -> str:
+        """Return the node that decides for a fused activation, else the node itself."""
+        decision = self._state.plan.nodes.get(node.name or "")
+        before = node.inputs[0].producer() if node.inputs and node.inputs[0] is not None else None
+        fused = decision is not None and before is not None and decision.reason == f"fused into {before.name}"
+        return before.name or "" if fused and before is not None else node.name or ""
+
+    def _cost(self, name: str, side: str) -> float:
+        found = self._costs.get((name, side))
+        return found.typical_us if found is not None else 0.0
+
+
+def _add(graph: networkx.DiGraph[str], tail: str, head: str, capacity: float) -> None:
+    """Add capacity to an edge, which may be there already."""
+    before = graph.edges[tail, head]["capacity"] if graph.has_edge(tail, head) else 0.0
+    graph.add_edge(tail, head, capacity=before + capacity)
+
+
+CONVERSIONS = frozenset(
+    {"QuantizeLinear", "DequantizeLinear", "Transpose", "ReorderInput", "ReorderOutput"}
+)
+
+
+def boundary_cost(profiles: Sequence[tuple[str, float, int]]) -> BoundaryCost:
+    """Return what a conversion costs per element, from profiled nodes.
+
+    Args:
+        profiles: (operator, microseconds, elements) of every node of the profiled models. A crossing pays for
+            one quantization and one change of layout.
+    """
+    rates = []
+    for kinds in (("QuantizeLinear", "DequantizeLinear"), ("Transpose", "ReorderInput", "ReorderOutput")):
+        seen = [(us, size) for op, us, size in profiles if op in kinds and size > 0]
+        total = sum(size for _, size in seen)
+        rates.append(sum(us for us, _ in seen) / total if total else DEFAULT_RATE_US)
+    return BoundaryCost(per_element_us=sum(rates))
+
+
+DEFAULT_RATE_US = 5e-4
+"""Microseconds per element where no conversion was profiled: about 2 GB of float a second."""

@@ -1,0 +1,179 @@
+"""-O2: measure every node in float and in integers, cut where that is predicted to be fastest, keep what wins."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import onnx_ir as ir
+import onnxruntime
+
+from qcompiler.data import Dataset, Subset
+from qcompiler.model.save import save_model
+from qcompiler.placement import (
+    CONVERSIONS,
+    FLOAT,
+    INTEGER,
+    BoundaryCost,
+    Cut,
+    Splitter,
+    boundary_cost,
+    node_signature,
+)
+from qcompiler.records import Metric, PassReport
+from qcompiler.repair import reverted
+from qcompiler.runtime.gate_process import GateJob, ProfiledNode, latency_comparison, run_gate, write_samples
+from qcompiler.runtime.latency_db import Conditions, LatencyDatabase, NodeLatency
+from qcompiler.runtime.machine import machine_name
+from qcompiler.runtime.optimized import Origins
+from qcompiler.state import Context, State
+
+NAME = "measured-placement"
+PROFILE_RUNS = 30
+LATENCY_SECONDS = 2.0
+MIN_WIN = 0.01
+"""A split must be faster than the all-integer one by this share, beyond what interleaved runs differ by."""
+BOUNDARY_KEY = ("boundary", "conversion")
+
+Costs = dict[tuple[str, str], NodeLatency]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Measured:
+    """Node latencies by (node name, side), and the cost of a boundary."""
+
+    costs: Costs
+    boundary: BoundaryCost
+    reused: int
+    total_us: Mapping[str, float]
+    """Side -> profiled time of the whole model; empty where all nodes were known."""
+
+
+def place_by_measurement(
+    state: State, context: Context, samples: Dataset, lower: Callable[[State], ir.Model]
+) -> tuple[State, PassReport]:
+    """Return the state with the fastest split between integers and float that was found, and what was measured.
+
+    Args:
+        state: a completely planned state.
+        context: of the compilation; its target must execute on this machine.
+        samples: the first sample is what is timed.
+        lower: writes a planned state into a graph.
+    """
+    with tempfile.TemporaryDirectory(prefix="qcompile-place-") as name:
+        folder = Path(name)
+        write_samples(Subset(samples, (0,)), folder)
+        integer = _saved(lower(state), folder / "integer.onnx")
+        measured = _measure(state, context, folder, integer)
+        cut = Splitter(state, measured.costs, measured.boundary).cut()
+        metrics = _predictions(cut, measured)
+        if not cut.to_float:
+            return state, _report(metrics, "the whole network stays in integers: no split is predicted to be faster")
+        split = reverted(state, context, frozenset(cut.to_float))
+        ratio, spread = _ratio(integer, _saved(lower(split), folder / "split.onnx"), folder, context)
+    kept = ratio < 1.0 - max(MIN_WIN, spread)
+    metrics = [*metrics, Metric("measured latency ratio of the split", ratio, "of all integers, latency")]
+    if not kept:
+        return state, _report(metrics, "the split was measured and not faster; the whole network stays in integers")
+    return split, replace(_report(metrics, f"{len(cut.to_float)} nodes stay in float"), changed=True)
+
+
+def _report(metrics: list[Metric], note: str) -> PassReport:
+    return PassReport(name=NAME, changed=False, metrics=tuple(metrics), notes=(note,))
+
+
+def _predictions(cut: Cut, measured: Measured) -> list[Metric]:
+    found = [
+        Metric("predicted latency of the split", cut.predicted_us, "us"),
+        Metric("predicted latency in integers", cut.all_integer_us, "us"),
+        Metric("predicted latency in float", cut.all_float_us, "us"),
+        Metric("latencies reused from the database", float(measured.reused), "nodes, latency"),
+    ]
+    for side, total in measured.total_us.items():
+        found.append(Metric(f"profiled latency in {side}", total, "us"))
+    return found
+
+
+def _saved(model: ir.Model, path: Path) -> Path:
+    save_model(model, path)
+    return path
+
+
+def _measure(state: State, context: Context, folder: Path, integer: Path) -> Measured:
+    """Return the latency of every movable node on both sides, from the database or from a profile."""
+    database = LatencyDatabase()
+    conditions = Conditions(context.recipe.threads, onnxruntime.__version__, machine_name())
+    signatures = {n.name or "": node_signature(n) for n in state.model.graph}
+    wanted = [(s, side) for s in signatures.values() for side in (INTEGER, FLOAT)]
+    known = database.read([*wanted, BOUNDARY_KEY], conditions)
+    if BOUNDARY_KEY in known and all(key in known for key in wanted):
+        costs = {(n, side): known[s, side] for n, s in signatures.items() for side in (INTEGER, FLOAT)}
+        boundary = BoundaryCost(per_element_us=known[BOUNDARY_KEY].typical_us)
+        return Measured(costs=costs, boundary=boundary, reused=len(signatures), total_us={})
+    original = _saved(state.model, folder / "float.onnx")
+    profiles = _profile(original, integer, folder, context)
+    costs = {}
+    for kind, side in (("original", FLOAT), ("result", INTEGER)):
+        costs |= {(name, side): latency for name, latency in _by_node(profiles[kind], state.model).items()}
+        for name in signatures:
+            costs.setdefault((name, side), NodeLatency(0.0, 0.0))
+    rows = [(n.op_type, n.typical_us, n.elements) for nodes in profiles.values() for n in nodes]
+    boundary = boundary_cost(rows)
+    kept = {(signatures[n], side): value for (n, side), value in costs.items()}
+    kept[BOUNDARY_KEY] = NodeLatency(boundary.per_element_us, boundary.per_element_us)
+    database.write(kept, conditions)
+    totals = {side: sum(n.typical_us for n in profiles[k]) for k, side in (("original", FLOAT), ("result", INTEGER))}
+    return Measured(costs=costs, boundary=boundary, reused=0, total_us=totals)
+
+
+def _profile(
+    original: Path, integer: Path, folder: Path, context: Context
+) -> dict[str, list[ProfiledNode]]:
+    job = GateJob(
+        original=original,
+        result=integer,
+        samples=folder,
+        count=1,
+        threads=context.recipe.threads,
+        stages=("profile",),
+        profile_runs=PROFILE_RUNS,
+    )
+    found = run_gate(job, folder).nodes
+    return {"original": found.get("original", []), "result": found.get("result", [])}
+
+
+def _by_node(profiled: list[ProfiledNode], model: ir.Model) -> Costs:
+    """Return node name -> latency, with what the runtime runs for one node added up.
+
+    Conversions are left out: where they stand depends on the split, and the boundary pays for them.
+    """
+    origins = Origins(model)
+    found: dict[str, NodeLatency] = {}
+    for entry in profiled:
+        node = origins.find(entry.name)
+        if node is None or (entry.op_type in CONVERSIONS and node.op_type != entry.op_type):
+            continue
+        name = node.name or ""
+        before = found.get(name, NodeLatency(0.0, 0.0))
+        found[name] = NodeLatency(before.min_us + entry.min_us, before.typical_us + entry.typical_us)
+    return found  # type: ignore[return-value]
+
+
+def _ratio(integer: Path, split: Path, folder: Path, context: Context) -> tuple[float, float]:
+    """Return the latency of the split over that of the all-integer model, and the spread of that ratio."""
+    job = GateJob(
+        original=integer,
+        result=split,
+        samples=folder,
+        count=1,
+        threads=context.recipe.threads,
+        stages=("latency",),
+        latency_seconds=LATENCY_SECONDS,
+    )
+    findings = run_gate(job, folder)
+    if findings.failure or not findings.blocks:
+        return float("inf"), 0.0
+    compared = latency_comparison(findings.blocks, warmup=findings.warmup, threads=context.recipe.threads)
+    return compared.ratio_min, 0.0
