@@ -10,6 +10,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import ParamSpec, TypeVar
 
+import onnx_ir as ir
+
 from qcompiler.artifacts import write_artifact
 from qcompiler.data import Subset
 from qcompiler.errors import FloorMissed, NothingToCompress, QCompileError, UsageError
@@ -18,6 +20,7 @@ from qcompiler.model.load import LoadedModel, load_model
 from qcompiler.model.save import OutputFolder, save_model
 from qcompiler.passes import MINIMAL, WITH_DATA, WITHOUT_DATA
 from qcompiler.pipeline import AfterPass, Pipeline, select
+from qcompiler.placing import place_by_measurement
 from qcompiler.plan import CompressionPlan, Role
 from qcompiler.protocols import Pass, PassKind, PassResult, Target
 from qcompiler.recipe import Recipe
@@ -37,6 +40,7 @@ from qcompiler.verify import GateInputs, GateResult, verify
 T = TypeVar("T")
 P = ParamSpec("P")
 
+PLACING_EFFORT = 2
 NAMED_SKIPS = 5
 LEVEL_SAMPLES = 2
 """Samples on which the error of every layer is measured for the report."""
@@ -143,6 +147,7 @@ class _Compilation:
         with self.output as output:
             state, reports = self._timed("deciding", self._decide, context, output.path)
             self._refuse_nothing(state, reports)
+            state, reports = self._timed("placing", self._place, state, reports, context)
             gate, state, reports, repair, levels = self._verified(state, reports, context, output)
             self._refuse_nothing(state, reports)
             state.plan.save(output.path)
@@ -227,6 +232,23 @@ class _Compilation:
             known = {Fact.PLACEMENT, Fact.STATISTICS, Fact.RANGES, Fact.WEIGHT_SCALES}
             return replace(state, plan=recorded, facts=state.facts | known), reports
         return Pipeline(passes, self.job.samples.probe).run(self._start(), context, self._dump(folder))
+
+    def _place(
+        self, state: State, reports: tuple[PassReport, ...], context: Context
+    ) -> tuple[State, tuple[PassReport, ...]]:
+        """Split the network by measured latency, at -O2 and on the target itself."""
+        recipe = self.job.recipe
+        if recipe.effort < PLACING_EFFORT or recipe.replay is not None or not self.target.executes_here:
+            return state, reports
+        started = time.perf_counter()
+        state, report = place_by_measurement(
+            state, context, self.job.samples.verification, self._lowered_model(context)
+        )
+        return state, (*reports, replace(report, seconds=time.perf_counter() - started))
+
+    def _lowered_model(self, context: Context) -> Callable[[State], ir.Model]:
+        steps = Pipeline(self._lowering_passes(), check=False)
+        return lambda state: steps.run(state, replace(context, progress=no_progress))[0].model
 
     def _dump(self, folder: Path) -> AfterPass | None:
         wanted = self.job.recipe.dump_after

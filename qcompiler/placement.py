@@ -79,9 +79,7 @@ class Splitter:
         boundary: the cost of a crossing value.
     """
 
-    def __init__(
-        self, state: State, costs: Mapping[tuple[str, str], NodeLatency], boundary: BoundaryCost
-    ) -> None:
+    def __init__(self, state: State, costs: Mapping[tuple[str, str], NodeLatency], boundary: BoundaryCost) -> None:
         self._state, self._costs, self._boundary = state, costs, boundary
         self._nodes = list(state.model.graph)
         self._leader = {n.name or "": self._leader_of(n) for n in self._nodes}
@@ -180,9 +178,7 @@ def _add(graph: networkx.DiGraph[str], tail: str, head: str, capacity: float) ->
     graph.add_edge(tail, head, capacity=before + capacity)
 
 
-CONVERSIONS = frozenset(
-    {"QuantizeLinear", "DequantizeLinear", "Transpose", "ReorderInput", "ReorderOutput"}
-)
+CONVERSIONS = frozenset({"QuantizeLinear", "DequantizeLinear", "Transpose", "ReorderInput", "ReorderOutput"})
 
 
 def boundary_cost(profiles: Sequence[tuple[str, float, int]]) -> BoundaryCost:

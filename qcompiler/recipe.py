@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 
 from qcompiler.errors import UsageError
 
-MAX_EFFORT = 1
+MAX_EFFORT = 2
 METRICS = ("auto", "top1", "sqnr", "cosine")
 
 OptionValue: TypeAlias = bool | int | float | str
@@ -121,7 +121,7 @@ class Recipe:
         targets: target names, each ``name`` or ``name:profile``.
         data / labels: paths, or ``module:callable`` for data; None means no data.
         metric: "auto", "top1", "sqnr", "cosine" or ``module:function``.
-        effort: 0 is min-max without any search, 1 searches.
+        effort: 0 is min-max without any search, 1 searches, 2 also places nodes by measured latency.
         threads: threads of every measured session.
         calibration_samples / verify_samples: upper limits.
         passes: pass names with options, ``name{option=value}``; None takes the target's default order.

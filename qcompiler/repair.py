@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from qcompiler.floors import LATENCY
-from qcompiler.plan import Precision, Role
+from qcompiler.plan import NodePlan, Precision, Role
 from qcompiler.recipe import MatchRule
 from qcompiler.records import LayerTime, RepairStep, Verdict
 from qcompiler.registry import make_pass
@@ -21,11 +21,10 @@ STRETCHES = 8
 MIN_GAIN_DB = 3.0
 MARGIN_DB = 0.5
 """Acceptance samples are few: aim a little above the floor."""
+NAME = "repair"
 SLOWER = "float where integers are slower"
 DAMAGING = "float for the stretch that does most damage"
 EVERYWHERE = "float everywhere"
-REVERTED = "kept in float by repair"
-"""The plan's record of what repair decided, for a replay."""
 
 
 @dataclass
@@ -65,7 +64,7 @@ class Repair:
         outcome = verdict.failure or "; ".join(reasons) or f"{LATENCY} above its limit"
         self.steps.append(RepairStep(action=action, layers=tuple(chosen), outcome=outcome))
         self.reverted |= frozenset(chosen)
-        return reverted(self.planned, self.context, self.reverted)
+        return reverted(self.planned, self.context, self.reverted, NAME)
 
     def _slower(self, left: list[str], times: Sequence[LayerTime]) -> list[str]:
         """Return the nodes that the profile shows slower in integers; all of them at the second attempt."""
@@ -84,7 +83,7 @@ class Repair:
             return left[: max(1, len(left) // 2)] if not self.steps else left
 
         def level(nodes: Sequence[str]) -> float:
-            return trial(reverted(self.planned, self.context, self.reverted | frozenset(nodes)))
+            return trial(reverted(self.planned, self.context, self.reverted | frozenset(nodes), NAME))
 
         goal = level(()) + max(deficit_db + MARGIN_DB, MIN_GAIN_DB)
         stretches = [list(s) for s in np.array_split(np.asarray(left, dtype=object), min(STRETCHES, len(left)))]
@@ -138,20 +137,35 @@ def compute_nodes(state: State) -> list[str]:
     ]
 
 
-def reverted(state: State, context: Context, nodes: frozenset[str]) -> State:
+def reverted(state: State, context: Context, nodes: frozenset[str], by: str) -> State:
     """Return the state with some nodes back in float; the grids of everything else are kept.
 
     Args:
-        state: a completely planned state.
+        state: a completely planned state; nodes that were reverted before stay in float.
         context: of the compilation.
-        nodes: compute nodes to revert; their weights stay in integers.
+        nodes: nodes to revert; their weights stay in integers.
+        by: who decides, for the report and for a replay: "repair" or "measured-placement".
     """
     if not nodes:
         return state
-    rules = tuple(MatchRule(pattern=f"^{re.escape(n)}$", scheme="weight_only") for n in sorted(nodes))
+    before = {n.name: n for n in state.plan.nodes.values() if _is_reverted(n)}
+    names = sorted(nodes | before.keys())
+    rules = tuple(MatchRule(pattern=f"^{re.escape(n)}$", scheme="weight_only") for n in names)
     calmer = replace(context, recipe=replace(context.recipe, rules=(*context.recipe.rules, *rules)))
     placed = make_pass("place").run(state, calmer).state.plan
     kept = {k: state.plan.tensors.get(k, t) for k, t in placed.tensors.items()}
     kept |= {k: t for k, t in state.plan.tensors.items() if t.role is Role.BIAS}
-    plan = replace(placed, tensors=kept, choices=state.plan.choices)
-    return replace(state, plan=plan.with_choice(REVERTED, ", ".join(sorted(nodes))))
+    why = {n: replace(placed.nodes[n], reason=REASONS[by], decided_by=("place", by)) for n in nodes}
+    marked = {n: replace(placed.nodes[n], reason=d.reason, decided_by=d.decided_by) for n, d in before.items()}
+    plan = replace(placed, tensors=kept, choices=state.plan.choices).with_nodes(*why.values(), *marked.values())
+    return replace(state, plan=plan.with_choice(f"kept in float by {by}", ", ".join(sorted(nodes))))
+
+
+REASONS = {
+    "repair": "kept in float by repair, so that a floor holds",
+    "measured-placement": "kept in float: measured to be faster there",
+}
+
+
+def _is_reverted(node: NodePlan) -> bool:
+    return any(by in REASONS for by in node.decided_by)

@@ -58,7 +58,7 @@ _OPTIONS = (
     _floor(
         "--require-data", is_flag=True, default=None, help="Accuracy not verified on real data is a miss."
     ),
-    _how("-O", "effort", type=int, metavar="0|1", help="0: min-max, no search. 1: search (default)."),
+    _how("-O", "effort", type=int, metavar="0|1|2", help="0: min-max. 1: search (default). 2: also place by measured latency."),
     _how(
         "--passes",
         metavar="LIST",

@@ -11,8 +11,8 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
-from qcompiler.runtime.gate_process import ProfiledNode
 from qcompiler.records import IntegerShare, LayerTime
+from qcompiler.runtime.gate_process import ProfiledNode
 
 INTEGER_OPS = frozenset(
     {
@@ -32,9 +32,7 @@ FLOAT_OPS = frozenset(
     {"Conv", "FusedConv", "ConvTranspose", "Gemm", "FusedGemm", "MatMul", "FusedMatMul", "LSTM", "GRU", "RNN"}
 )
 COMPUTE_OPS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul", "LSTM", "GRU", "RNN"})
-_SUFFIXES = re.compile(
-    r"(_integer|_token_\d+|_nchwc|_fused|_quant|/MatMulAddFusion|_DynamicQuantizeMatMul.*)$"
-)
+_SUFFIXES = re.compile(r"(_integer|_token_\d+|_nchwc|_fused|_quant|/MatMulAddFusion|_DynamicQuantizeMatMul.*)$")
 
 
 class Origins:
