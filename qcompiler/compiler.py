@@ -16,11 +16,11 @@ from qcompiler.artifacts import write_artifact
 from qcompiler.data import Subset
 from qcompiler.errors import FloorMissed, NothingToCompress, QCompileError, UsageError
 from qcompiler.layers import histograms, kept_constants, layer_reports
+from qcompiler.measured_placement import place_by_measurement
 from qcompiler.model.load import LoadedModel, load_model
 from qcompiler.model.save import OutputFolder, save_model
 from qcompiler.passes import MINIMAL, WITH_DATA, WITHOUT_DATA
 from qcompiler.pipeline import AfterPass, Pipeline, select
-from qcompiler.placing import place_by_measurement
 from qcompiler.plan import CompressionPlan, Role
 from qcompiler.protocols import Pass, PassKind, PassResult, Target
 from qcompiler.recipe import Recipe

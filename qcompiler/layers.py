@@ -29,9 +29,7 @@ INHERITED_DB = 1.5
 COARSE_WEIGHTS_DB = 30.0
 
 
-def layer_reports(
-    state: State, levels: Mapping[str, float], share: IntegerShare | None
-) -> tuple[LayerReport, ...]:
+def layer_reports(state: State, levels: Mapping[str, float], share: IntegerShare | None) -> tuple[LayerReport, ...]:
     """Return one entry per node of the float graph, in graph order.
 
     Args:

@@ -62,9 +62,7 @@ class ProfileResult:
     comparison: LatencyComparison | None = None
 
 
-def profile_model(
-    model: Path, other: Path | None = None, options: ProfileOptions | None = None
-) -> ProfileResult:
+def profile_model(model: Path, other: Path | None = None, options: ProfileOptions | None = None) -> ProfileResult:
     """Measure a model in a process of its own; with ``other``, both in turns, so that both see the same load.
 
     Args:
@@ -98,18 +96,14 @@ def profile_model(
     return _result(model, other, sample.source, findings, options.threads)
 
 
-def _result(
-    model: Path, other: Path | None, source: str, findings: GateFindings, threads: int
-) -> ProfileResult:
+def _result(model: Path, other: Path | None, source: str, findings: GateFindings, threads: int) -> ProfileResult:
     warmup = findings.warmup
     if other is None:
         times = [time for block in findings.blocks for time in block[0]]
         profile = latency_profile(times, warmup=warmup, threads=threads)
         return ProfileResult(model=model, other=None, source=source, profile=profile)
     comparison = latency_comparison(findings.blocks, warmup=warmup, threads=threads)
-    return ProfileResult(
-        model=model, other=other, source=source, profile=comparison.result, comparison=comparison
-    )
+    return ProfileResult(model=model, other=other, source=source, profile=comparison.result, comparison=comparison)
 
 
 def _model_file(path: Path) -> Path:

@@ -44,9 +44,7 @@ class Floors:
 
     def __post_init__(self) -> None:
         if self.min_agreement is not None and not 0 <= self.min_agreement <= 1:
-            raise UsageError(
-                f"min_agreement is {self.min_agreement}; it is a share from 0 to 1, or 0% to 100%"
-            )
+            raise UsageError(f"min_agreement is {self.min_agreement}; it is a share from 0 to 1, or 0% to 100%")
         for name in ("max_drop", "max_size_bytes", "max_latency_ratio"):
             value = getattr(self, name)
             if value is not None and not value >= 0:
@@ -149,9 +147,7 @@ class Recipe:
 
     def __post_init__(self) -> None:
         if not 0 <= self.effort <= MAX_EFFORT:
-            raise UsageError(
-                f"-O{self.effort} does no more than -O{MAX_EFFORT} in this version; use -O0 or -O1"
-            )
+            raise UsageError(f"-O{self.effort} does no more than -O{MAX_EFFORT} in this version; use -O0 or -O1")
         for name in ("threads", "calibration_samples", "verify_samples"):
             if getattr(self, name) < 1:
                 raise UsageError(f"{name} must be at least 1, got {getattr(self, name)}")

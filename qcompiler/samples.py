@@ -57,9 +57,7 @@ def prepare_samples(model: ir.Model, recipe: Recipe) -> Samples:
             raise UsageError("labels without data: give --data too, or leave --labels out")
         made = synthetic_inputs(specs, SYNTHETIC_SAMPLES, recipe.seed)
         probe = Subset(made, (0, 1))
-        return Samples(
-            calibration=None, acceptance=None, verification=made, probe=probe, labels=None, facts=None
-        )
+        return Samples(calibration=None, acceptance=None, verification=made, probe=probe, labels=None, facts=None)
     data = open_dataset(recipe.data, specs, recipe.image)
     labels = load_labels(recipe.labels, data) if recipe.labels is not None else None
     macs = model_macs(model)

@@ -49,8 +49,7 @@ class Trial:
         names = measured_values(reference)
         threads = context.recipe.threads
         self._expected = [
-            [np.asarray(values[n]) for n in names]
-            for values in stream(reference, names, acceptance, threads=threads)
+            [np.asarray(values[n]) for n in names] for values in stream(reference, names, acceptance, threads=threads)
         ]
         few = context.calibration
         if few is not None and len(few) > OBSERVED:

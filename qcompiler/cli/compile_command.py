@@ -82,9 +82,7 @@ def _show(results: Sequence[CompileResult], flags: dict[str, Any]) -> None:
     if flags["as_json"]:
         from qcompiler.report.document import to_document
 
-        entries = [
-            {"target": r.target, "folder": str(r.folder), "report": to_document(r.report)} for r in results
-        ]
+        entries = [{"target": r.target, "folder": str(r.folder), "report": to_document(r.report)} for r in results]
         print_json({"results": entries})
         return
     from qcompiler.report.terminal import print_report

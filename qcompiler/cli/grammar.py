@@ -22,9 +22,7 @@ class SectionOption(click.Option):
         self.section = section
 
 
-def write_options(
-    ctx: click.Context, formatter: click.HelpFormatter, parameters: Sequence[click.Parameter]
-) -> None:
+def write_options(ctx: click.Context, formatter: click.HelpFormatter, parameters: Sequence[click.Parameter]) -> None:
     """Write one definition list per heading; options without one come last."""
     sections: dict[str, list[tuple[str, str]]] = {}
     plain: list[tuple[str, str]] = []

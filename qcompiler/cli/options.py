@@ -48,17 +48,19 @@ _OPTIONS = (
     ),
     _what("--verify-samples", type=int, metavar="N", help="At most this many to verify on. Default: 128."),
     _what("--config", type=_PATH, metavar="FILE", help="A recipe, such as qcompile.toml; flags override it."),
-    _floor(
-        "--min-sqnr", type=float, metavar="DB", help="Signal to quantization noise of every output, in dB."
-    ),
+    _floor("--min-sqnr", type=float, metavar="DB", help="Signal to quantization noise of every output, in dB."),
     _floor("--min-agreement", metavar="SHARE", help="Share of samples with the same class: 0.97 or 97%."),
     _floor("--max-drop", type=float, metavar="X", help="Loss of the metric; points for top1."),
     _floor("--max-size", metavar="SIZE", help="File size: bytes, or 500KB, 1.2MB, 1MiB."),
     _floor("--max-latency-ratio", type=float, metavar="R", help="Latency of the result over the original's."),
-    _floor(
-        "--require-data", is_flag=True, default=None, help="Accuracy not verified on real data is a miss."
+    _floor("--require-data", is_flag=True, default=None, help="Accuracy not verified on real data is a miss."),
+    _how(
+        "-O",
+        "effort",
+        type=int,
+        metavar="0|1|2",
+        help="0: min-max. 1: search (default). 2: also place by measured latency.",
     ),
-    _how("-O", "effort", type=int, metavar="0|1|2", help="0: min-max. 1: search (default). 2: also place by measured latency."),
     _how(
         "--passes",
         metavar="LIST",
@@ -82,19 +84,11 @@ _OPTIONS = (
     _how("--seed", type=int, metavar="N", help="Decides which samples are drawn. Default: 0."),
     _how("--threads", type=int, metavar="N", help="Threads of every measured session. Default: 1."),
     _how("--dry-run", is_flag=True, help="Say what would be done, and write nothing."),
-    _output(
-        "-o", "--output", type=_PATH, metavar="DIR", help="Result folder. Default: MODEL's name + .qcompile."
-    ),
+    _output("-o", "--output", type=_PATH, metavar="DIR", help="Result folder. Default: MODEL's name + .qcompile."),
     _output("--force", is_flag=True, help="Replace an existing result."),
-    _output(
-        "--allow-unchanged", is_flag=True, default=None, help="Nothing to compress is no error: write a copy."
-    ),
-    _output(
-        "--summary", type=_PATH, metavar="FILE", help="Also write a page in Markdown, for a pull request."
-    ),
-    _output(
-        "--json", "as_json", is_flag=True, help="Print the reports as JSON, and nothing else, on stdout."
-    ),
+    _output("--allow-unchanged", is_flag=True, default=None, help="Nothing to compress is no error: write a copy."),
+    _output("--summary", type=_PATH, metavar="FILE", help="Also write a page in Markdown, for a pull request."),
+    _output("--json", "as_json", is_flag=True, help="Print the reports as JSON, and nothing else, on stdout."),
     _output("-v", "--verbose", is_flag=True, help="Print every layer and every note."),
 )
 

@@ -28,12 +28,8 @@ _PATH = click.Path(path_type=Path)
     ),
 )
 @click.argument("model", type=_PATH, metavar="MODEL_OR_DIR")
-@click.option(
-    "--compare", "other", type=_PATH, metavar="OTHER", help="Measure a second model, in turns with it."
-)
-@click.option(
-    "--data", metavar="PATH", help="Samples, as for compiling; the first is run. Default: generated."
-)
+@click.option("--compare", "other", type=_PATH, metavar="OTHER", help="Measure a second model, in turns with it.")
+@click.option("--data", metavar="PATH", help="Samples, as for compiling; the first is run. Default: generated.")
 @click.option("--threads", type=int, default=1, metavar="N", help="Threads of the session. Default: 1.")
 @click.option("--seconds", type=float, default=2.0, metavar="S", help="Time to measure for. Default: 2.")
 @click.option("--json", "as_json", is_flag=True, help="Print the figures as JSON on stdout.")

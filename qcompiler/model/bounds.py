@@ -9,9 +9,7 @@ from qcompiler.model.edit import constant_of
 
 Interval = tuple[float, float]
 EVERYTHING: Interval = (-np.inf, np.inf)
-KEEPS = frozenset(
-    {"MaxPool", "GlobalAveragePool", "GlobalMaxPool", "Reshape", "Flatten", "Identity"}
-)
+KEEPS = frozenset({"MaxPool", "GlobalAveragePool", "GlobalMaxPool", "Reshape", "Flatten", "Identity"})
 """Operators whose outputs lie between the smallest and the largest input."""
 MAX_DEPTH = 8
 

@@ -47,9 +47,7 @@ def check_finite(model: ir.Model, path: Path) -> tuple[str, ...]:
     for value, tensor in _float_constants(model):
         budget -= tensor.nbytes
         if budget < 0:
-            notes.append(
-                f"constants beyond the first {SCAN_LIMIT_BYTES // 2**30} GiB were not searched for NaN"
-            )
+            notes.append(f"constants beyond the first {SCAN_LIMIT_BYTES // 2**30} GiB were not searched for NaN")
             break
         nans, infinities = _count_nonfinite(tensor)
         if not nans and not infinities:

@@ -81,9 +81,7 @@ def as_rows(weight: Float32, axis: int) -> Float32:
     return np.ascontiguousarray(np.moveaxis(weight, axis, 0)).reshape(weight.shape[axis], -1)
 
 
-def input_importance(
-    weight_shape: tuple[int, ...], axis: int, power: NDArray[np.float64], groups: int
-) -> Float32:
+def input_importance(weight_shape: tuple[int, ...], axis: int, power: NDArray[np.float64], groups: int) -> Float32:
     """Return the mean square of the input behind each weight, in the order of ``as_rows``.
 
     Args:

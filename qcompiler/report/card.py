@@ -150,9 +150,7 @@ def _labels(inputs: CardInputs) -> str:
         return "Does not apply: no data was given."
     if not inputs.data.labels:
         return "None were given: the original model's own outputs are the reference."
-    return (
-        f"Real labels, from {printable(inputs.data.labels)}; used to measure the metric, never to calibrate."
-    )
+    return f"Real labels, from {printable(inputs.data.labels)}; used to measure the metric, never to calibrate."
 
 
 def _split(inputs: CardInputs) -> str:
@@ -190,11 +188,7 @@ def _no_metric(inputs: CardInputs) -> str:
 def _metric(inputs: CardInputs) -> str:
     metric, data = inputs.verdict.metric, inputs.data
     asked = f"asked: {printable(inputs.recipe.metric)}"
-    name = (
-        f"{printable(metric.name)} on {count(metric.samples, 'sample')}"
-        if metric
-        else "SQNR against the original"
-    )
+    name = f"{printable(metric.name)} on {count(metric.samples, 'sample')}" if metric else "SQNR against the original"
     if data is None:
         return f"{name} ({asked}); synthetic inputs, so no preprocessing."
     steps = printable(data.preprocessing) or "none, arrays are used as given"
@@ -208,11 +202,7 @@ def _execution(inputs: CardInputs) -> str:
         return f"Not read: {why}."
     ops = ", ".join(f"{printable(k)} {v:,}" for k, v in sorted(verdict.integer.runtime_ops.items()))
     listed = f" Its operators: {ops}." if ops else ""
-    where = (
-        f" Target {printable(inputs.target)}: {printable(verdict.executed_on)}."
-        if verdict.executed_on
-        else ""
-    )
+    where = f" Target {printable(inputs.target)}: {printable(verdict.executed_on)}." if verdict.executed_on else ""
     text = f"Executed by the runtime, not simulated: {integer_phrase(verdict)}."
     if verdict.integer.integer_nodes:
         text += " Sums in 32-bit integers, float scales, rounding half to even (ONNX)."
@@ -239,9 +229,5 @@ def _search(inputs: CardInputs) -> str:
     used = "synthetic inputs"
     if inputs.data is not None:
         used = f"{count(len(inputs.data.acceptance), 'acceptance sample')} (never those it is verified with)"
-    measured = (
-        f"; {count(len(choices), 'choice')} by measurement: {printable(', '.join(choices))}"
-        if choices
-        else ""
-    )
+    measured = f"; {count(len(choices), 'choice')} by measurement: {printable(', '.join(choices))}" if choices else ""
     return f"At effort {recipe.effort}, per network, judged on {used}. Passes: {ran}{measured}."

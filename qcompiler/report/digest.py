@@ -118,11 +118,9 @@ def latency_phrases(latency: LatencyComparison) -> tuple[str, str, str]:
     """Return the best times, the median times, and how they were measured."""
     before, after = latency.original, latency.result
     return (
-        f"{before.min_ms:.3g} ms -> {after.min_ms:.3g} ms at best "
-        f"({latency.ratio_min:.2f}x +- {latency.spread:.2f})",
+        f"{before.min_ms:.3g} ms -> {after.min_ms:.3g} ms at best ({latency.ratio_min:.2f}x +- {latency.spread:.2f})",
         f"{before.median_ms:.3g} ms -> {after.median_ms:.3g} ms in the median ({latency.ratio_median:.2f}x)",
-        f"{count(after.threads, 'thread')}, {count(after.runs, 'run')}, interleaved; "
-        f"{printable(after.machine)}",
+        f"{count(after.threads, 'thread')}, {count(after.runs, 'run')}, interleaved; {printable(after.machine)}",
     )
 
 
@@ -178,16 +176,10 @@ def key_figures(report: CompileReport) -> list[tuple[str, str, str]]:
     """Return the figures that open a page: (what, figure, detail)."""
     verdict = report.verdict
     ratio, after = size_ratio(report), result_bytes(report)
-    size = (
-        f"{bytes_text(report.model.file_bytes)} -> {bytes_text(after)}"
-        if after is not None
-        else "no result kept"
-    )
+    size = f"{bytes_text(report.model.file_bytes)} -> {bytes_text(after)}" if after is not None else "no result kept"
     latency, integer = verdict.latency, verdict.integer
     speed = latency_phrases(latency)[0].split(" (")[0] if latency else verdict.latency_unavailable
-    macs = (
-        f"{share(integer.integer_macs, integer.macs)} of the multiply-accumulates" if integer else "not read"
-    )
+    macs = f"{share(integer.integer_macs, integer.macs)} of the multiply-accumulates" if integer else "not read"
     nodes = f"{integer.integer_nodes} of {integer.compute_nodes}" if integer else "-"
     return [
         *_quality_figures(verdict),
@@ -202,9 +194,7 @@ def _quality_figures(verdict: Verdict) -> list[tuple[str, str, str]]:
     where = count(verdict.samples, verdict.data.removesuffix("s"))
     metric = verdict.metric
     if metric is not None:
-        value, original = (
-            figure(v, "%" if metric.name == "top1" else "") for v in (metric.result, metric.original)
-        )
+        value, original = (figure(v, "%" if metric.name == "top1" else "") for v in (metric.result, metric.original))
         found.append((shorten(metric.name, 24), value, f"original {original}"))
     agreements = [o.agreement for o in verdict.outputs if o.agreement is not None]
     if agreements:

@@ -72,9 +72,7 @@ def from_document(document: Mapping[str, Any]) -> CompileReport:
     """
     found = document.get("schema")
     if found != SCHEMA:
-        raise InputError(
-            f"report schema is {found!r}, expected {SCHEMA!r}; read it with the version that wrote it"
-        )
+        raise InputError(f"report schema is {found!r}, expected {SCHEMA!r}; read it with the version that wrote it")
     try:
         report: CompileReport = _restore(CompileReport, _join(document))
     except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
@@ -122,9 +120,7 @@ def load_report(folder: Path) -> CompileReport:
         validate(document)
         return from_document(document)
     except OSError as error:
-        raise InputError(
-            f"{path}: no report ({error.strerror}); give a folder that qcompile wrote"
-        ) from error
+        raise InputError(f"{path}: no report ({error.strerror}); give a folder that qcompile wrote") from error
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: not a report ({error}); give a folder that qcompile wrote") from error
     except InputError as error:

@@ -158,9 +158,7 @@ def _render(report: CompileReport, limits: Limits) -> str:
             sections=_sections(report, skips),
             notes=digest.notes(report),
             origin={**digest.origin(report), **_recipe_facts(report)},
-            data=Markup(
-                embed({"layers": _plot_columns(rows), "histograms": [_plain(h) for h in histograms]})
-            ),
+            data=Markup(embed({"layers": _plot_columns(rows), "histograms": [_plain(h) for h in histograms]})),
         )
     )
 

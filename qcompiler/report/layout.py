@@ -30,9 +30,7 @@ def table(*columns: str, right: Sequence[str] = ()) -> Table:
 
 def add_row(rows: Table, *cells: str | Text) -> None:
     """Add a row; a string is shown as it is, never read as markup or as terminal control."""
-    rows.add_row(
-        *(Text(printable(cell), overflow="fold") if isinstance(cell, str) else cell for cell in cells)
-    )
+    rows.add_row(*(Text(printable(cell), overflow="fold") if isinstance(cell, str) else cell for cell in cells))
 
 
 def show(console: Console, content: Table | str, *, indent: int = INDENT, style: str = "") -> None:

@@ -12,9 +12,7 @@ from qcompiler.records import PassReport
 from qcompiler.report.document import is_measured
 from qcompiler.report.words import count, printable
 
-COMPUTE_OPS = frozenset(
-    {"Conv", "ConvTranspose", "Gemm", "MatMul", "Einsum", "LSTM", "GRU", "RNN", "Attention"}
-)
+COMPUTE_OPS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul", "Einsum", "LSTM", "GRU", "RNN", "Attention"})
 """Operators that multiply by a matrix; the rest are "operators beside matrix products" on the card."""
 RECTIFIERS = frozenset({"Relu", "Clip", "LeakyRelu", "PRelu", "HardSwish", "HardSigmoid"})
 NO_WEIGHTS = "Does not apply: no weight is stored in integers."
@@ -78,9 +76,7 @@ class PlanFacts:
             return NO_WEIGHTS
         codes = sum(t.codes is not None for t in weights)
         rounding = (
-            f"{count(codes, 'tensor')} with codes chosen by a search"
-            if codes
-            else "all codes rounded to nearest"
+            f"{count(codes, 'tensor')} with codes chosen by a search" if codes else "all codes rounded to nearest"
         )
         return f"Ranges chosen by {self._deciders(weights)}; not learned by gradients; {rounding}."
 
@@ -122,9 +118,7 @@ class PlanFacts:
         if not _specs(self._activations):
             return self._no_activations()
         equalized = [p.name for p in self.passes if "equal" in p.name and p.changed]
-        folded = (
-            f" Channel scales were folded into the weights by {', '.join(equalized)}." if equalized else ""
-        )
+        folded = f" Channel scales were folded into the weights by {', '.join(equalized)}." if equalized else ""
         return f"{_granularity(self._activations)}.{folded}"
 
     def activation_observer(self) -> str:
@@ -188,9 +182,7 @@ class PlanFacts:
             return "Does not apply: the plan lists no matrix product."
         left = [n for n in self._compute if n.precision in (Precision.FLOAT, Precision.WEIGHT_ONLY)]
         reasons = tally(n.reason or "no reason recorded" for n in left)
-        why = (
-            f" Left in float: {count(len(left), 'node')} ({reasons})." if left else " None is left in float."
-        )
+        why = f" Left in float: {count(len(left), 'node')} ({reasons})." if left else " None is left in float."
         return f"No rule of their own; matrix products: {_by_precision(self._compute)}.{why}"
 
     def batch_norm(self) -> str:
@@ -234,9 +226,7 @@ class PlanFacts:
         """Return the passes that decided about these tensors, with options, and how many each touched."""
         options = {p.name: pass_text(p) for p in self.passes}
         touched = Counter(name for t in tensors for name in dict.fromkeys(t.decided_by))
-        parts = [
-            f"{options.get(name, printable(name))} on {count(n, 'tensor')}" for name, n in touched.items()
-        ]
+        parts = [f"{options.get(name, printable(name))} on {count(n, 'tensor')}" for name, n in touched.items()]
         return ", ".join(parts) or "the plan that was given"
 
     def _dynamic(self) -> int:

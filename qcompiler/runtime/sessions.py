@@ -15,6 +15,11 @@ from qcompiler.model.save import EXTERNAL_ABOVE_BYTES, constant_bytes, save_mode
 PROVIDERS = ("CPUExecutionProvider",)
 
 
+def runtime_version() -> str:
+    """Return the version of the installed ONNX Runtime."""
+    return str(onnxruntime.__version__)
+
+
 def open_session(
     model: bytes | Path,
     *,

@@ -8,11 +8,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import onnx_ir as ir
-import onnxruntime
 
 from qcompiler.data import Dataset, Subset
-from qcompiler.model.save import save_model
-from qcompiler.placement import (
+from qcompiler.min_cut import (
     CONVERSIONS,
     FLOAT,
     INTEGER,
@@ -22,12 +20,14 @@ from qcompiler.placement import (
     boundary_cost,
     node_signature,
 )
+from qcompiler.model.save import save_model
 from qcompiler.records import Metric, PassReport
 from qcompiler.repair import reverted
 from qcompiler.runtime.gate_process import GateJob, ProfiledNode, latency_comparison, run_gate, write_samples
 from qcompiler.runtime.latency_db import Conditions, LatencyDatabase, NodeLatency
 from qcompiler.runtime.machine import machine_name
 from qcompiler.runtime.optimized import Origins
+from qcompiler.runtime.sessions import runtime_version
 from qcompiler.state import Context, State
 
 NAME = "measured-placement"
@@ -120,7 +120,7 @@ def _saved(model: ir.Model, path: Path) -> Path:
 def _measure(state: State, context: Context, folder: Path, integer: Path) -> Measured:
     """Return the latency of every movable node on both sides, from the database or from a profile."""
     database = LatencyDatabase()
-    conditions = Conditions(context.recipe.threads, onnxruntime.__version__, machine_name())
+    conditions = Conditions(context.recipe.threads, runtime_version(), machine_name())
     signatures = {n.name or "": node_signature(n) for n in state.model.graph}
     wanted = [(s, side) for s in signatures.values() for side in (INTEGER, FLOAT)]
     known = database.read([*wanted, BOUNDARY_KEY], conditions)

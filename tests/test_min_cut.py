@@ -1,0 +1,99 @@
+"""The split of a network between integers and float: against brute force, on made-up costs."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+
+import numpy as np
+import pytest
+from onnx import helper
+
+from qcompiler.measured_placement import BOUNDARY_FACTORS, MIN_WIN
+from qcompiler.min_cut import FLOAT, INTEGER, BoundaryCost, Splitter, boundary_cost, node_signature
+from qcompiler.model.load import load_model
+from qcompiler.plan import CompressionPlan, NodePlan, Precision
+from qcompiler.runtime.latency_db import NodeLatency
+from qcompiler.state import State
+from tests import models
+
+NODES = ("conv0", "conv1", "conv2", "add", "conv3")
+BOUNDARY = BoundaryCost(per_element_us=1e-3, least_us=0.5)
+
+
+def residual_state(folder: Path) -> State:
+    """Four convolutions and an Add over a shortcut, all of which may run in integers."""
+    rng = np.random.default_rng(0)
+    weights = {f"w{i}": rng.standard_normal((4, 4, 3, 3)).astype(np.float32) for i in range(4)}
+
+    def conv(index: int, source: str) -> object:
+        ends = [source, f"w{index}"], [f"c{index}"]
+        return helper.make_node("Conv", *ends, name=f"conv{index}", pads=[1, 1, 1, 1])
+
+    nodes = [conv(0, "x"), conv(1, "c0"), conv(2, "c1")]
+    nodes += [helper.make_node("Add", ["c0", "c2"], ["a"], name="add"), conv(3, "a")]
+    shape = [1, 4, 8, 8]
+    model = models.build(nodes, [("x", models.FLOAT, shape)], [("c3", models.FLOAT, shape)], weights)
+    loaded = load_model(models.save(model, folder)).model
+    plans = {n: NodePlan(name=n, op_type="", precision=Precision.INTEGER) for n in NODES}
+    return State(model=loaded, plan=CompressionPlan(nodes=plans))
+
+
+def costs_of(rng: np.random.Generator) -> dict[tuple[str, str], NodeLatency]:
+    return {(n, side): NodeLatency(v := float(rng.uniform(0, 4)), v) for n in NODES for side in (INTEGER, FLOAT)}
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_the_cut_is_the_cheapest_of_all_splits(tmp_path: Path, seed: int) -> None:
+    state = residual_state(tmp_path)
+    splitter = Splitter(state, costs_of(np.random.default_rng(seed)), BOUNDARY)
+    every = [c for size in range(len(NODES) + 1) for c in itertools.combinations(NODES, size)]
+    cheapest = min(splitter.predict(frozenset(c)) for c in every)
+    cut = splitter.cut()
+    assert cut.predicted_us == pytest.approx(cheapest, abs=1e-4)
+    assert cut.predicted_us == splitter.predict(frozenset(cut.to_float))
+
+
+def test_a_value_pays_once_however_many_read_it(tmp_path: Path) -> None:
+    state = residual_state(tmp_path)
+    splitter = Splitter(state, {}, BOUNDARY)
+    one = BOUNDARY.of(state.model.graph.inputs[0])
+    assert splitter.predict(frozenset(NODES)) == 0.0
+    assert splitter.predict(frozenset()) == pytest.approx(2 * one)
+    # c0 is made in integers and read in float by conv1 and add.
+    assert splitter.predict(frozenset(NODES[1:])) == pytest.approx(2 * one)
+
+
+def test_ties_go_to_the_integers(tmp_path: Path) -> None:
+    free = Splitter(residual_state(tmp_path), {}, BoundaryCost(per_element_us=0.0, least_us=0.0))
+    assert free.cut().to_float == ()
+
+
+def test_nodes_that_are_float_by_plan_stay_there(tmp_path: Path) -> None:
+    state = residual_state(tmp_path)
+    pinned = NodePlan(name="conv1", op_type="Conv", precision=Precision.FLOAT)
+    state = State(model=state.model, plan=state.plan.with_nodes(pinned))
+    slow = {(n, FLOAT): NodeLatency(100.0, 100.0) for n in NODES}
+    splitter = Splitter(state, slow, BOUNDARY)
+    assert "conv1" not in splitter.movable()
+    assert splitter.cut().to_float == ()
+
+
+def test_the_boundary_is_one_conversion_and_one_layout_change() -> None:
+    rows = [("QuantizeLinear", 2.0, 1000), ("Transpose", 3.0, 1000), ("Conv", 50.0, 10), ("ReorderInput", 1.0, 1000)]
+    assert boundary_cost(rows).per_element_us == pytest.approx(2.0 / 1000 + 4.0 / 2000)
+
+
+def test_signatures_tell_shapes_and_attributes_apart(tmp_path: Path) -> None:
+    graph = residual_state(tmp_path).model.graph
+    signatures = {n.name: node_signature(n) for n in graph}
+    assert signatures["conv0"] == signatures["conv1"] == signatures["conv3"]
+    assert signatures["add"] != signatures["conv0"]
+    before = signatures["conv3"]
+    del graph[4].attributes["pads"]
+    assert node_signature(graph[4]) != before
+
+
+def test_a_split_must_win_by_more_than_noise() -> None:
+    assert MIN_WIN >= 0.005
+    assert BOUNDARY_FACTORS[0] == 1.0
