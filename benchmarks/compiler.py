@@ -9,9 +9,11 @@ from benchmarks.process import ToolRun, run_measured
 
 WITH_DATA = "qcompile"
 NO_DATA = "qcompile, no data"
+PLACED = "qcompile -O2"
+NAMES = (WITH_DATA, NO_DATA, PLACED)
 
 
-def run_qcompile(model: Path, calibration: Path | None, folder: Path) -> ToolRun:
+def run_qcompile(model: Path, calibration: Path | None, folder: Path, effort: int = 1) -> ToolRun:
     """Compile a model for x86.
 
     A result that the compiler's own gate refuses is scored all the same, from where the compiler leaves it,
@@ -20,13 +22,14 @@ def run_qcompile(model: Path, calibration: Path | None, folder: Path) -> ToolRun
     Args:
         model: the float model.
         calibration: .npz of arrays by input name, samples first; None compiles without data.
-        folder: where to write.
+        folder: where to write; the compiler's latency database is kept there too, so it starts empty.
+        effort: 1, or 2 for placement by measured latency.
     """
-    name = NO_DATA if calibration is None else WITH_DATA
-    output = folder / ("qcompile_no_data" if calibration is None else "qcompile")
+    name = NO_DATA if calibration is None else PLACED if effort > 1 else WITH_DATA
+    output = folder / name.replace(", ", "_").replace(" ", "_")
     data = [] if calibration is None else ["--data", str(calibration)]
-    command = [sys.executable, "-m", "qcompiler", str(model), "--target", "x86", *data, "-o", str(output)]
-    measured = run_measured([*command, "--force"], folder)
+    command = [sys.executable, "-m", "qcompiler", str(model), "--target", "x86", f"-O{effort}", *data]
+    measured = run_measured([*command, "-o", str(output), "--force"], folder)
     written = output / "model.onnx"
     if measured.exit_code == 0 and written.is_file():
         return ToolRun(name, written, measured)

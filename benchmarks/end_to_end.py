@@ -77,19 +77,11 @@ class Arguments:
 def parse_arguments(argv: Sequence[str] | None = None) -> Arguments:
     """Return the parsed command line; unknown model names end the program with the list of known ones."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.end_to_end", description=__doc__)
-    parser.add_argument(
-        "--data", type=Path, metavar="ROOT", help="data folder; default: the public part only"
-    )
-    parser.add_argument(
-        "--models", default="", metavar="A,B", help="names of the models to run; default: all"
-    )
-    parser.add_argument(
-        "--out", type=Path, metavar="FILE.md", help="write the report here instead of printing"
-    )
+    parser.add_argument("--data", type=Path, metavar="ROOT", help="data folder; default: the public part only")
+    parser.add_argument("--models", default="", metavar="A,B", help="names of the models to run; default: all")
+    parser.add_argument("--out", type=Path, metavar="FILE.md", help="write the report here instead of printing")
     parser.add_argument("--all-pairs", action="store_true", help="score the text model on all sentence pairs")
-    parser.add_argument(
-        "--large", action="store_true", help=f"also {extras.LARGE}, a generated 2.3 GiB model"
-    )
+    parser.add_argument("--large", action="store_true", help=f"also {extras.LARGE}, a generated 2.3 GiB model")
     given = parser.parse_args(argv)
     models = tuple(filter(None, given.models.split(",")))
     known = [*(model.name for model in MODELS), *EXTRAS]
@@ -112,7 +104,7 @@ def evaluate(model: BenchmarkModel, path: Path, data: Path, scratch: Path) -> Mo
     calibration = scratch / "calibration.npz"
     save_arrays(calibration, samples.calibration)
     runs = [run_rival(method, path, calibration, scratch) for method in STATIC_METHODS]
-    runs.append(run_qcompile(path, calibration, scratch))
+    runs += [run_qcompile(path, calibration, scratch, effort) for effort in (1, 2)]
     if model.name in NO_DATA_MODELS:
         runs.append(run_qcompile(path, None, scratch))
     runs = [scorable(path, run, next(feeds(samples.scoring))) for run in runs]
@@ -146,9 +138,7 @@ def extra_sections(arguments: Arguments, scratch: Path, hidden: dict[str, str]) 
     for name in EXTRAS:
         if not arguments.wants(name) or (name == extras.LARGE and not arguments.large):
             continue
-        if name != extras.LARGE and not (
-            arguments.data and (arguments.data / f"models/{name}.onnx").is_file()
-        ):
+        if name != extras.LARGE and not (arguments.data and (arguments.data / f"models/{name}.onnx").is_file()):
             progress(f"{name}: skipped, models/{name}.onnx is not there")
             continue
         progress(name)
@@ -178,6 +168,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         _INTRODUCTION,
         tables.environment(arguments.command),
         tables.summary_section(compared) if compared else "",
+        tables.placement_section(compared),
         tables.no_data_section(results),
         "## Models\n",
         *(tables.model_section(result, hidden) for result in results),

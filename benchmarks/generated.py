@@ -108,9 +108,7 @@ def write_matmul_stack(path: Path, layers: int, width: int) -> None:
             source = "input" if layer == 0 else f"hidden{layer - 1}"
             target = "output" if layer == layers - 1 else f"hidden{layer}"
             nodes.append(helper.make_node("MatMul", [source, tensor.name], [target], name=f"layer{layer}"))
-    ends = [
-        helper.make_tensor_value_info(name, TensorProto.FLOAT, ["N", width]) for name in ("input", "output")
-    ]
+    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["N", width]) for name in ("input", "output")]
     _save(helper.make_graph(nodes, "matmul_stack", ends[:1], ends[1:], initializers), path)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from benchmarks.compiler import NO_DATA, WITH_DATA
+from benchmarks.compiler import NAMES, WITH_DATA
 from benchmarks.models import BenchmarkModel
 from benchmarks.process import ToolRun
 from benchmarks.readers import Arrays
@@ -44,8 +44,7 @@ class ModelResult:
     @property
     def rivals(self) -> list[Entry]:
         """Return the contenders that wrote a model."""
-        names = (WITH_DATA, NO_DATA)
-        return [entry for entry in self.entries if entry.score and entry.run.name not in names]
+        return [entry for entry in self.entries if entry.score and entry.run.name not in NAMES]
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,10 +85,7 @@ def compare(result: ModelResult) -> Comparison | None:
         return None
     scores = [entry.score for entry in result.rivals if entry.score]
     costs = [entry.run.measured for entry in result.rivals]
-    gains = [
-        value - max(score.sqnr_db[output] for score in scores)
-        for output, value in compiled.score.sqnr_db.items()
-    ]
+    gains = [value - max(score.sqnr_db[output] for score in scores) for output, value in compiled.score.sqnr_db.items()]
     latency = compiled.score.latency.minimum
     return Comparison(
         name=result.model.name,

@@ -126,9 +126,7 @@ def feeds(samples: Arrays) -> Iterator[Arrays]:
         yield {name: array[row : row + 1] for name, array in samples.items()}
 
 
-def score_models(
-    original: Path, candidates: Sequence[Path], samples: Arrays, labels: Array | None
-) -> list[Score]:
+def score_models(original: Path, candidates: Sequence[Path], samples: Arrays, labels: Array | None) -> list[Score]:
     """Score the original and every candidate.
 
     Args:
@@ -173,9 +171,7 @@ class _OutputError:
 
     def fidelity(self) -> Fidelity:
         decibels = {name: sqnr_db(self._signal[name], self._noise[name]) for name in self._signal}
-        shares = [
-            float(np.mean(answers)) if answers else None for answers in (self._agreements, self._correct)
-        ]
+        shares = [float(np.mean(answers)) if answers else None for answers in (self._agreements, self._correct)]
         return Fidelity(decibels, *shares)
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from benchmarks.compiler import NO_DATA, WITH_DATA
+from benchmarks.compiler import NO_DATA, PLACED, WITH_DATA
 from benchmarks.process import Measured
 from benchmarks.results import GOALS, Comparison, Entry, ModelResult, compare
 from benchmarks.scoring import LatencyRatio, Score
@@ -167,6 +167,33 @@ def _comparison_cells(comparison: Comparison | None) -> list[str]:
         f"{comparison.wall_ratio:.2f}",
         f"{comparison.memory_ratio:.2f}",
     ]
+
+
+def placement_section(results: Sequence[ModelResult]) -> str:
+    """Return what placement by measured latency gains over the fastest of everything else, or ""."""
+    header = (
+        "model",
+        "latency / float",
+        "before",
+        "fastest contender",
+        "/ fastest other",
+        "SQNR",
+        "before",
+        "float ops",
+    )
+    rows = []
+    for result in results:
+        placed, plain = result.entry(PLACED), result.entry(WITH_DATA)
+        if placed is None or placed.score is None or plain is None or plain.score is None or not result.rivals:
+            continue
+        rival = min(entry.score.latency.minimum for entry in result.rivals if entry.score)
+        fastest = min(rival, plain.score.latency.minimum, 1.0)
+        cells = [latency(placed.score.latency), f"{plain.score.latency.minimum:.3f}", f"{rival:.3f}"]
+        cells += [f"{placed.score.latency.minimum / fastest:.3f}", sqnr(placed.score.sqnr_db)]
+        rows.append([result.model.name, *cells, sqnr(plain.score.sqnr_db), str(placed.score.float_ops)])
+    about = "`-O2` places nodes by measured latency; `before` is the default level. `fastest other` is the fastest of"
+    about += "\nthe float original, the default level and every contender.\n"
+    return f"## Placement by measured latency\n\n{about}\n{markdown_table(header, rows)}" if rows else ""
 
 
 def no_data_section(results: Sequence[ModelResult]) -> str:

@@ -74,8 +74,9 @@ def place_by_measurement(
         for number, cut in enumerate(c for c in cuts if c.to_float):
             context.progress("measuring splits", number, len(cuts))
             split = reverted(state, context, frozenset(cut.to_float), NAME)
-            ratio = _ratio(integer, _saved(lower(split), folder / f"split{number}.onnx"), folder, context)
-            metrics.append(Metric(f"measured latency ratio of split {number + 1}", ratio, "of all integers, latency"))
+            written = _saved(lower(split), folder / f"split{number}.onnx")
+            ratio, reached_us = _ratio(integer, written, folder, context)
+            metrics += _outcome(number + 1, cut, ratio, reached_us)
             if ratio < best_ratio:
                 best, best_ratio = split, ratio
     if best is state:
@@ -175,8 +176,8 @@ def _by_node(profiled: list[ProfiledNode], model: ir.Model) -> dict[str, NodeLat
     return found
 
 
-def _ratio(integer: Path, split: Path, folder: Path, context: Context) -> float:
-    """Return the latency of a split over that of the all-integer model, interleaved in one process."""
+def _ratio(integer: Path, split: Path, folder: Path, context: Context) -> tuple[float, float]:
+    """Return the latency of a split over that of the all-integer model, interleaved, and in microseconds."""
     job = GateJob(
         original=integer,
         result=split,
@@ -188,5 +189,16 @@ def _ratio(integer: Path, split: Path, folder: Path, context: Context) -> float:
     )
     findings = run_gate(job, folder)
     if findings.failure or not findings.blocks:
-        return float("inf")
-    return latency_comparison(findings.blocks, warmup=findings.warmup, threads=context.recipe.threads).ratio_min
+        return float("inf"), 0.0
+    found = latency_comparison(findings.blocks, warmup=findings.warmup, threads=context.recipe.threads)
+    return found.ratio_min, found.result.min_ms * 1e3
+
+
+def _outcome(number: int, cut: Cut, ratio: float, reached_us: float) -> list[Metric]:
+    """Return what was measured of a split, and how far the prediction was off."""
+    found = [Metric(f"measured latency ratio of split {number}", ratio, "of all integers, latency")]
+    if reached_us > 0:
+        off = 100.0 * (cut.predicted_us / reached_us - 1.0)
+        found.append(Metric(f"measured latency of split {number}", reached_us, "us"))
+        found.append(Metric(f"predicted latency of split {number} is off by", off, "%"))
+    return found
