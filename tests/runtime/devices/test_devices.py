@@ -1,5 +1,6 @@
 """One runner for every device; what goes wrong there is one line here. No test looks at a time."""
 
+import ast
 import json
 import os
 import shutil
@@ -15,6 +16,7 @@ from qcompiler.errors import LatencyUnavailable, ModelError, RuntimeUnavailable,
 from qcompiler.profiling import ProfileOptions, profile_model
 from qcompiler.runtime.devices import SCHEMES, open_device
 from qcompiler.runtime.devices.adb import AdbDevice
+from qcompiler.runtime.devices.bundle import BOOTSTRAP, RUNNER
 from qcompiler.runtime.devices.local import LocalDevice
 from qcompiler.runtime.devices.ssh import SshDevice
 from tests.runtime.devices.board import free_port, wait_for
@@ -81,6 +83,15 @@ def test_commands_take_no_option_from_a_name():
     assert open_device("adb:s1").command == ["adb", "-s", "s1"]
 
 
+@pytest.mark.parametrize("path", [RUNNER, BOOTSTRAP], ids=["runner", "bootstrap"])
+def test_what_is_copied_is_old_python_and_stands_alone(path):
+    tree = ast.parse(path.read_text(), feature_version=(3, 8))
+    imports = [n for n in ast.walk(tree) if isinstance(n, ast.Import | ast.ImportFrom)]
+    names = {a.name for n in imports if isinstance(n, ast.Import) for a in n.names}
+    names |= {n.module for n in imports if isinstance(n, ast.ImportFrom)}
+    assert names - set(sys.stdlib_module_names) == ({"numpy", "onnxruntime"} if path == RUNNER else set())
+
+
 # -- this machine --------------------------------------------------------------------------------------
 
 
@@ -96,9 +107,11 @@ def test_local(model):
     assert result.layers == ()
 
 
-def test_local_blames_the_model(broken_model):
+def test_local_blames_the_model_that_it_is(model, broken_model):
     with pytest.raises(ModelError, match=r"broken\.onnx does not run: .*com\.nobody"):
         profile("local", broken_model)
+    with pytest.raises(ModelError, match=r"broken\.onnx does not run: "):
+        profile("local", model, broken_model)
 
 
 def test_layers_are_those_of_the_model_though_a_name_is_missing(model):
