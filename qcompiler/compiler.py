@@ -28,6 +28,7 @@ from qcompiler.report.card import CardInputs, quantization_card
 from qcompiler.report.compare import write_comparison
 from qcompiler.report.document import write_report
 from qcompiler.report.html import write_html
+from qcompiler.runtime.available import check_shapes, runtime_of
 from qcompiler.runtime.machine import machine_name
 from qcompiler.samples import Samples, class_outputs, prepare_samples
 from qcompiler.state import Context, Fact, Progress, State, no_progress
@@ -86,8 +87,12 @@ def compile_model(
     places = [folder] if len(targets) == 1 else [folder / t.full_name.replace(":", "-") for t in targets]
     outputs = [OutputFolder(place, force=force) for place in places]
     started = time.perf_counter()
+    for target in targets:
+        runtime_of(target)
     progress("loading", 0, 0)
     loaded = load_model(path)
+    for target in targets:
+        check_shapes(target, loaded.model)
     samples = prepare_samples(loaded.model, recipe)
     job = _Job(path, loaded, samples, recipe, tuple(command), progress, time.perf_counter() - started)
     results = [_Compilation(job, target, output).run() for target, output in zip(targets, outputs, strict=True)]
