@@ -8,4 +8,6 @@ TARGETS: dict[str, str] = {
     "openvino": "qcompiler.targets.openvino:Openvino",
     "qnn": "qcompiler.targets.qnn:Qnn",
     "reference": "qcompiler.targets.reference:Reference",
+    "tensorrt": "qcompiler.targets.tensorrt:Tensorrt",
+    "nnapi": "qcompiler.targets.nnapi:Nnapi",
 }

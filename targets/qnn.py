@@ -22,6 +22,7 @@ RULES: tuple[OpRule, ...] = (
     light_row("Sigmoid", "Sigmoid"),
     light_row("LeakyRelu", "LeakyRelu"),
     *(move_row(op) for op in ("MaxPool", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose", "Slice")),
+    move_row("Gather"),
     move_row("Resize", "nearest"),
     move_row("Pad", "constant zero"),
 )

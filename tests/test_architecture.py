@@ -30,7 +30,7 @@ TIERS: tuple[frozenset[str], ...] = tuple(
         "artifacts graphsurgeon layers lowering profiling report samples verify",
         "decoding passes targets",
         "pipeline registry",
-        "repair trial",
+        "linting repair shared_plan trial",
         "compiler",
         "cli",
         "__main__",

@@ -130,10 +130,7 @@ def _equal(expected: Any, found: Any) -> bool:  # noqa: ANN401
 def read_sample(folder: str, index: int) -> dict[str, Any]:
     """Return the feeds of one sample; only this package's own parent process writes these files."""
     with np.load(Path(folder) / f"{index:05d}.npz", allow_pickle=False) as archive:
-        return {
-            k: archive[k].astype(object) if archive[k].dtype.kind == "U" else archive[k]
-            for k in archive.files
-        }
+        return {k: archive[k].astype(object) if archive[k].dtype.kind == "U" else archive[k] for k in archive.files}
 
 
 class BrokenModelError(Exception):

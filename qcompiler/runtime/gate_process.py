@@ -142,9 +142,7 @@ def _read(text: str, code: int) -> GateFindings:
         warmup=int(stages.get("latency", {}).get("warmup", 0)),
         memory={k: int(v) for k, v in load.get("memory", {}).items()},
         seconds={k: float(v) for k, v in load.get("seconds", {}).items()},
-        nodes={
-            k: [(n, op, us) for n, op, us in v] for k, v in stages.get("profile", {}).get("nodes", {}).items()
-        },
+        nodes={k: [(n, op, us) for n, op, us in v] for k, v in stages.get("profile", {}).get("nodes", {}).items()},
         layers=tuple((tuple(n), op, bool(i)) for n, op, i in stages.get("layers", {}).get("layers", ())),
         title=str(stages.get("layers", {}).get("title", "ONNX Runtime")),
         untimed=shorten(str(stages.get("untimed", {}).get("reason", ""))),

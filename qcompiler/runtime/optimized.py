@@ -33,7 +33,7 @@ FLOAT_OPS = frozenset(
 COMPUTE_OPS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul", "LSTM", "GRU", "RNN"})
 _SUFFIXES = re.compile(
     r"(_integer|_token_\d+|_nchwc|_fused|_quant|/MatMulAddFusion|_DynamicQuantizeMatMul.*"
-    r"|/WithoutBiases|/Dequantization\w+)$"
+    r"|/WithoutBiases|/Dequantization\w+|/transpose_b|_original)$"
 )
 """What ONNX Runtime and, in the last line, OpenVINO append to the names of nodes."""
 

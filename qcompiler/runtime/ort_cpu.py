@@ -107,9 +107,7 @@ def find_rule(
             continue
         if weights is not None and not any(_fits(weights, allowed) for allowed in rule.weights):
             runs = ", ".join(g.describe() for g in rule.weights) or "none"
-            return Refusal(
-                f"{op_type} with {weights.describe()} weights has no integer kernel; it has {runs}"
-            )
+            return Refusal(f"{op_type} with {weights.describe()} weights has no integer kernel; it has {runs}")
         return rule
     if wanted is Precision.DYNAMIC:
         return Refusal(f"the target has no integer kernel with run-time activation scales for {op_type}")
