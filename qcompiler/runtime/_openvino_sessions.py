@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
-from typing import Any
-
-import openvino
+from typing import Any, cast
 
 INTEGERS = frozenset({"u8", "i8"})
 NO_WORK = frozenset({"Const", "Input", "Output"})
@@ -21,10 +20,8 @@ class Output:
 class Session:
     """A compiled model with the interface of an ONNX Runtime session, as far as the gate uses it."""
 
-    title = f"OpenVINO {openvino.get_version().split('-')[0]}"
-
-    def __init__(self, compiled: Any) -> None:  # noqa: ANN401 - OpenVINO's own
-        self._compiled = compiled
+    def __init__(self, compiled: Any, title: str) -> None:  # noqa: ANN401 - OpenVINO's own
+        self._compiled, self.title = compiled, title
         self._request = compiled.create_infer_request()
         self._profiling = bool(compiled.get_property("PERF_COUNT"))
         self._spent: dict[tuple[str, str], float] = {}
@@ -61,6 +58,19 @@ class Session:
         return [[name, op, us / self._runs] for (name, op), us in self._spent.items() if us > 0]
 
 
+def load_openvino() -> Any:  # noqa: ANN401 - OpenVINO has no types
+    """Return the library, imported without its telemetry: it would report every import to an analytics service.
+
+    Raises:
+        ModuleNotFoundError: it is not installed.
+    """
+    modules = cast("dict[str, Any]", sys.modules)
+    modules.setdefault("openvino_telemetry", None)  # an entry of None makes the import fail
+    import openvino
+
+    return openvino
+
+
 def open_session(path: str, job: dict[str, Any], optimized: str = "", profile: str = "") -> Session:
     """Compile a model for this processor as an application that wants low latency would.
 
@@ -73,4 +83,6 @@ def open_session(path: str, job: dict[str, Any], optimized: str = "", profile: s
         "INFERENCE_PRECISION_HINT": "f32",
         "PERF_COUNT": bool(profile),
     }
-    return Session(openvino.Core().compile_model(path, "CPU", settings))
+    openvino = load_openvino()
+    title = f"OpenVINO {openvino.get_version().split('-')[0]}"
+    return Session(openvino.Core().compile_model(path, "CPU", settings), title)

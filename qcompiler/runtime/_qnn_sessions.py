@@ -7,11 +7,11 @@ left to the processor: a model that the HTP does not run as a whole is refused.
 from __future__ import annotations
 
 import sys
+from importlib.metadata import version
 from typing import Any
 
 import onnx
 import onnxruntime as ort
-import onnxruntime_qnn
 
 PROVIDER = "QNNExecutionProvider"
 SOC = {"soc_model": "57", "htp_arch": "75"}
@@ -22,10 +22,9 @@ FUSED = frozenset({"Relu", "Clip"})
 class Session:
     """A session whose every node runs on the HTP, with what else the gate asks of a runtime."""
 
-    title = f"Qualcomm's HTP simulator (onnxruntime-qnn {onnxruntime_qnn.__version__})"
-
     def __init__(self, path: str, options: ort.SessionOptions) -> None:
         self._path = path
+        self.title = f"Qualcomm's HTP simulator (onnxruntime-qnn {version('onnxruntime-qnn')})"
         self._session = open_whole(path, options)
 
     def get_outputs(self) -> list[Any]:
@@ -66,6 +65,8 @@ class Session:
 
 def session_options(threads: int = 1, *, fallback: bool = False) -> ort.SessionOptions:
     """Return options that put every node on the HTP, the grids of inputs and outputs included."""
+    import onnxruntime_qnn
+
     if not any(device.ep_name == PROVIDER for device in ort.get_ep_devices()):
         ort.register_execution_provider_library(PROVIDER, onnxruntime_qnn.get_library_path())
     devices = [device for device in ort.get_ep_devices() if device.ep_name == PROVIDER]

@@ -1,5 +1,7 @@
 """The table of the openvino target against the installed OpenVINO, and a compilation that runs in it."""
 
+import subprocess
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -9,12 +11,15 @@ import pytest
 from qcompiler.plan import Precision
 from qcompiler.recipe import Floors, MatchRule, Recipe
 from qcompiler.registry import load_target
+from qcompiler.runtime.available import is_installed
 from tests.compiling import compiled, outputs, planned, samples, serialized, start
 from tests.models import conv_net, save
 from tests.targets.operators import AFTER, BEFORE, OPERATOR, around
 
-openvino = pytest.importorskip("openvino", reason="OpenVINO is not installed: pip install openvino")
-pytestmark = pytest.mark.slow
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not is_installed("openvino"), reason="OpenVINO is not installed: pip install openvino"),
+]
 
 RULES = load_target("openvino").rules()
 
@@ -108,3 +113,12 @@ def test_what_openvino_refuses_is_told_as_such(tmp_path):
     findings = run_gate(replace(job, runtime="openvino"), tmp_path)
     assert findings.culprit == "result"
     assert findings.failure
+
+
+def test_importing_openvino_reports_to_nobody():
+    code = (
+        "from qcompiler.runtime._openvino_sessions import load_openvino; load_openvino(); "
+        "import sys; print([n for n in sys.modules if n.startswith('openvino_telemetry.')])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
