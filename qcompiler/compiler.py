@@ -31,8 +31,10 @@ from qcompiler.report.card import CardInputs, quantization_card
 from qcompiler.report.compare import write_comparison
 from qcompiler.report.document import write_report
 from qcompiler.report.html import write_html
+from qcompiler.runtime.available import check_shapes, runtime_of
 from qcompiler.runtime.machine import machine_name
 from qcompiler.samples import Samples, class_outputs, prepare_samples
+from qcompiler.shared_plan import SEPARATOR, places_alike, with_shared_plan
 from qcompiler.state import Context, Fact, Progress, State, no_progress
 from qcompiler.trial import Trial, layer_levels
 from qcompiler.verify import GateInputs, GateResult, verify
@@ -90,10 +92,15 @@ def compile_model(
     places = [folder] if len(targets) == 1 else [folder / t.full_name.replace(":", "-") for t in targets]
     outputs = [OutputFolder(place, force=force) for place in places]
     started = time.perf_counter()
+    for target in targets:
+        runtime_of(target)
     progress("loading", 0, 0)
     loaded = load_model(path)
+    for target in targets:
+        check_shapes(target, loaded.model)
     samples = prepare_samples(loaded.model, recipe)
-    job = _Job(path, loaded, samples, recipe, tuple(command), progress, time.perf_counter() - started)
+    seconds = time.perf_counter() - started
+    job = _Job(path, loaded, samples, recipe, tuple(command), progress, seconds, tuple(targets))
     results = [_Compilation(job, target, output).run() for target, output in zip(targets, outputs, strict=True)]
     if len(results) > 1:
         write_comparison([r.report for r in results], folder, [p.name for p in places])
@@ -127,6 +134,9 @@ class _Job:
     command: tuple[str, ...]
     progress: Progress
     load_seconds: float
+    targets: tuple[Target, ...] = ()
+    decided: dict[str, tuple[State, tuple[PassReport, ...]]] = field(default_factory=dict)
+    """Target -> what was decided for it, or for an earlier target that places the model alike."""
 
 
 @dataclass(slots=True)
@@ -145,7 +155,7 @@ class _Compilation:
         self.seconds["loading"] = self.job.load_seconds
         context = self._context()
         with self.output as output:
-            state, reports = self._timed("deciding", self._decide, context, output.path)
+            state, reports = self._timed("deciding", self._decide_once, context, output.path)
             self._refuse_nothing(state, reports)
             state, reports = self._timed("placing", self._place, state, reports, context)
             gate, state, reports, repair, levels = self._verified(state, reports, context, output)
@@ -220,6 +230,19 @@ class _Compilation:
         named = [p for p in self._passes() if p.kind is PassKind.LOWER and p.name not in names]
         return (*(make_pass(n) for n in names), *named)
 
+    def _decide_once(self, context: Context, folder: Path) -> tuple[State, tuple[PassReport, ...]]:
+        """Decide, for all targets at once that place the model alike; a target that was decided for is done."""
+        name, decided = self.target.full_name, self.job.decided
+        if self.job.recipe.replay is not None or self.job.recipe.dump_after:
+            return self._decide(context, folder)
+        if name not in decided:
+            state, reports = self._decide(context, folder)
+            others = [t for t in self.job.targets if t.full_name not in {name, *decided}]
+            alike = [name, *(t.full_name for t in others if places_alike(state, context, t))]
+            state = replace(state, plan=replace(state.plan, target=SEPARATOR.join(alike)))
+            decided.update(dict.fromkeys(alike, (state, reports)))
+        return decided[name]
+
     def _decide(self, context: Context, folder: Path) -> tuple[State, tuple[PassReport, ...]]:
         """Run rewrites and plan passes; a replay runs the rewrites and takes the recorded plan."""
         passes = tuple(p for p in self._passes() if p.kind is not PassKind.LOWER)
@@ -227,7 +250,7 @@ class _Compilation:
             recorded = CompressionPlan.load(Path(self.job.recipe.replay))
             passes = tuple(p for p in passes if p.kind is PassKind.REWRITE)
             state, reports = Pipeline(passes, self.job.samples.probe).run(self._start(), context)
-            if recorded.target != self.target.full_name:
+            if self.target.full_name not in recorded.target.split(SEPARATOR):
                 recorded = recorded.with_choice("plan recorded for", recorded.target)
             known = {Fact.PLACEMENT, Fact.STATISTICS, Fact.RANGES, Fact.WEIGHT_SCALES}
             return replace(state, plan=recorded, facts=state.facts | known), reports
@@ -331,7 +354,7 @@ class _Compilation:
         repair: Repair,
         levels: dict[str, float],
     ) -> CompileReport:
-        job, verdict = self.job, gate.verdict
+        job, verdict = self.job, with_shared_plan(gate.verdict, state.plan)
         facts = CardInputs(
             recipe=job.recipe,
             target=self.target.full_name,

@@ -90,11 +90,17 @@ class OpRule:
 
 @runtime_checkable
 class Target(Protocol):
-    """Hardware and its runtime. Implementations are frozen dataclasses; ``profile`` is the part after ':'."""
+    """Hardware and its runtime. Implementations are frozen dataclasses; ``profile`` is the part after ':'.
+
+    Class attributes:
+        runtime_name: what runs the result in the gate: "onnxruntime", "openvino" or "qnn"; "" for a target that
+            is only a table, which ``qcompile lint`` reads and nothing is compiled for.
+    """
 
     name: ClassVar[str]
     summary: ClassVar[str]
     profiles: ClassVar[tuple[str, ...]]
+    runtime_name: ClassVar[str]
 
     @property
     def full_name(self) -> str:

@@ -20,6 +20,7 @@ from qcompiler.metrics import compare_metric
 from qcompiler.protocols import Target
 from qcompiler.recipe import Floors
 from qcompiler.records import IntegerShare, LayerTime, MetricComparison, OutputComparison, Verdict
+from qcompiler.runtime.available import runtime_of
 from qcompiler.runtime.capture import does_not_run
 from qcompiler.runtime.gate_process import (
     GateFindings,
@@ -29,6 +30,7 @@ from qcompiler.runtime.gate_process import (
     run_gate,
     write_samples,
 )
+from qcompiler.runtime.layer_share import layer_share
 from qcompiler.runtime.machine import architecture
 from qcompiler.runtime.optimized import integer_share, node_times
 
@@ -124,6 +126,7 @@ def _run_together(
     inputs: GateInputs, result: Path, folder: Path, count: int
 ) -> tuple[GateFindings, IntegerShare | None, tuple[OutputComparison, ...]]:
     stages = ("compare", "latency", "profile") if inputs.target.executes_here else ("compare",)
+    foreign = inputs.target.runtime_name != "onnxruntime"
     job = GateJob(
         original=inputs.original,
         result=result,
@@ -132,19 +135,25 @@ def _run_together(
         threads=inputs.threads,
         stages=stages,
         latency_seconds=LATENCY_SECONDS,
-        optimized=folder / "optimized.onnx",
+        optimized=None if foreign else folder / "optimized.onnx",
         save_outputs=folder / "outputs.npz" if ":" in inputs.metric else None,
+        runtime=inputs.target.runtime_name,
     )
     findings = _timed_again(run_gate(job, folder), job, inputs, folder)
-    optimized = folder / "optimized.onnx"
-    share = integer_share(optimized, inputs.planned_model) if optimized.exists() else None
-    return _checked(findings), share, _outputs(inputs, findings)
+    return _checked(findings), _share(findings, job.optimized, inputs.planned_model), _outputs(inputs, findings)
+
+
+def _share(findings: GateFindings, optimized: Path | None, planned: ir.Model) -> IntegerShare | None:
+    """Return what runs in integers by the graph that really runs; None where the runtime did not tell."""
+    if findings.layers:
+        return layer_share(findings.layers, planned)
+    return integer_share(optimized, planned) if optimized is not None and optimized.exists() else None
 
 
 def _companions(inputs: GateInputs, files: Mapping[str, int], result: Path, folder: Path, count: int) -> dict[str, str]:
     """Return file name -> problem ("" if there is none) of every runnable file beside the model."""
     found: dict[str, str] = {}
-    for name in (n for n in files if n.endswith(".ort")):
+    for name in (n for n in files if n.endswith((".ort", "_ctx.onnx"))):
         job = GateJob(
             original=result,
             result=result.with_name(name),
@@ -152,6 +161,8 @@ def _companions(inputs: GateInputs, files: Mapping[str, int], result: Path, fold
             count=min(count, COMPANION_SAMPLES),
             threads=inputs.threads,
             stages=("compare",),
+            runtime=inputs.target.runtime_name,
+            reference=inputs.target.runtime_name,
         )
         findings = _checked(run_gate(job, folder))
         levels = [output_comparison(o, classes=False).sqnr_db for o in findings.outputs]
@@ -206,6 +217,7 @@ def _run_in_turn(
             count=count,
             threads=inputs.threads,
             stages=("outputs",),
+            runtime=inputs.target.runtime_name if kind == "result" else "onnxruntime",
         )
         found.append(run_gate(job, folder))
         if found[-1].failure:
@@ -222,6 +234,7 @@ def _run_in_turn(
     merged = GateFindings(
         outputs=tuple(c.result() for c in comparisons.values()),
         memory={**found[0].memory, **found[1].memory},
+        title=found[1].title,
         seconds={**found[0].seconds, **found[1].seconds},
         loaded=True,
     )
@@ -251,7 +264,7 @@ def _verdict(
     latency = None
     if findings.blocks:
         latency = latency_comparison(findings.blocks, warmup=findings.warmup, threads=inputs.threads)
-    elsewhere = "" if inputs.target.executes_here else f", not executed on {inputs.target.name}"
+    elsewhere = "" if inputs.target.executes_here else f", not executed on {_hardware(inputs.target)}"
     verdict = Verdict(
         loaded=findings.loaded,
         data="held-out samples" if inputs.real else "synthetic inputs",
@@ -263,17 +276,21 @@ def _verdict(
         latency=latency,
         latency_unavailable="" if latency is not None else _why_no_latency(inputs, findings),
         memory_bytes=findings.memory,
-        executed_on=f"ONNX Runtime on {architecture()}{elsewhere}",
+        executed_on=f"{findings.title} on {architecture()}{elsewhere}",
         notes=_notes(inputs, share),
         failure=findings.failure,
     )
     return replace(verdict, floors=check_floors(_conditions(inputs, files), verdict))
 
 
+def _hardware(target: Target) -> str:
+    return runtime_of(target).stands_for or target.name
+
+
 def _why_no_latency(inputs: GateInputs, findings: GateFindings) -> str:
     if not inputs.target.executes_here:
         return f"this machine ({architecture()}) is not {inputs.target.full_name}"
-    return findings.failure or "original and result are too large to run side by side"
+    return findings.failure or findings.untimed or "original and result are too large to run side by side"
 
 
 def _conditions(inputs: GateInputs, files: Mapping[str, int]) -> FloorInputs:
@@ -293,7 +310,7 @@ def _notes(inputs: GateInputs, share: IntegerShare | None) -> tuple[str, ...]:
     if not inputs.real:
         found.append("accuracy not verified: no data was given, outputs were compared on synthetic inputs")
     if not inputs.target.executes_here:
-        found.append(f"verified on {architecture()}, not executed on {inputs.target.name.upper()}")
+        found.append(f"verified on {architecture()}, not executed on {_hardware(inputs.target).upper()}")
     if share is None:
         found.append("the runtime's optimized graph was not read: the model is too large to write it out")
     return tuple(found)

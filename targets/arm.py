@@ -40,6 +40,7 @@ class Arm:
     name: ClassVar[str] = "arm"
     summary: ClassVar[str] = "64-bit ARM, ONNX Runtime CPU, u8 activations, s8 weights per channel, model.ort"
     profiles: ClassVar[tuple[str, ...]] = tuple(PROFILES)
+    runtime_name: ClassVar[str] = "onnxruntime"
     profile: str = DEFAULT_PROFILE
 
     def __post_init__(self) -> None:

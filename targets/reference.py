@@ -21,6 +21,7 @@ class Reference:
     name: ClassVar[str] = "reference"
     summary: ClassVar[str] = "ONNX Runtime CPU on any machine, portable QDQ form, for tests and comparisons"
     profiles: ClassVar[tuple[str, ...]] = ()
+    runtime_name: ClassVar[str] = "onnxruntime"
 
     @property
     def full_name(self) -> str:

@@ -19,6 +19,7 @@ class X86:
     name: ClassVar[str] = "x86"
     summary: ClassVar[str] = "x86-64 (AVX2 or newer), ONNX Runtime CPU, u8 activations, s8 weights per channel"
     profiles: ClassVar[tuple[str, ...]] = ()
+    runtime_name: ClassVar[str] = "onnxruntime"
 
     @property
     def full_name(self) -> str:

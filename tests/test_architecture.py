@@ -30,7 +30,7 @@ TIERS: tuple[frozenset[str], ...] = tuple(
         "artifacts graphsurgeon layers lowering min_cut profiling report samples verify",
         "decoding passes targets",
         "pipeline registry",
-        "repair trial",
+        "linting repair shared_plan trial",
         "measured_placement",
         "compiler",
         "cli",

@@ -6,6 +6,7 @@ import click
 
 from qcompiler.cli.compile_command import compile_command
 from qcompiler.cli.grammar import WIDTH, DefaultGroup
+from qcompiler.cli.lint_command import lint_command
 from qcompiler.cli.list_commands import passes_command, targets_command
 from qcompiler.cli.profile_command import profile_command
 from qcompiler.cli.report_commands import diff_command, inspect_command
@@ -43,6 +44,7 @@ for _command in (
     inspect_command,
     profile_command,
     diff_command,
+    lint_command,
     targets_command,
     passes_command,
 ):

@@ -1,14 +1,17 @@
 """Runs an original and a compiled model for the gate, in a process of its own: a crash here is a finding.
 
 Usage: ``python _gate_child.py JOB.json``; prints one JSON object per finished stage. It stands alone, so that
-it starts in a fraction of a second and measures the runtime and nothing else.
+it starts in a fraction of a second and measures the runtime and nothing else. The original is judged by ONNX
+Runtime; the result runs in the runtime of its target.
 """
 
 from __future__ import annotations
 
 import json
+import runpy
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +23,13 @@ PROFILE_RUNS = 10
 BLOCK_SECONDS = 0.02
 MIN_BLOCKS = 5
 PAGE_BYTES = 4096
+
+RUNTIMES = {"openvino": "_openvino_sessions.py", "qnn": "_qnn_sessions.py"}
+"""Runtime of a target -> the script beside this one whose ``open_session`` opens a model in it.
+
+What it returns has ``run`` and ``get_outputs`` as ONNX Runtime's sessions do, ``layers`` for what runs in integers,
+``end_profile`` for the time of every node if it was opened for that, and ``title``, its name and version.
+"""
 
 
 def say(stage: str, **findings: Any) -> None:  # noqa: ANN401 - JSON values
@@ -39,6 +49,14 @@ def open_session(path: str, job: dict[str, Any], optimized: str = "", profile: s
     if optimized:
         options.optimized_model_filepath = optimized
     return ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+
+
+def opener(runtime: str) -> Callable[..., Any]:
+    """Return the function that opens a session in a runtime."""
+    if runtime not in RUNTIMES:
+        return open_session
+    opened: Callable[..., Any] = runpy.run_path(str(Path(__file__).with_name(RUNTIMES[runtime])))["open_session"]
+    return opened
 
 
 def resident_bytes() -> int:
@@ -192,11 +210,15 @@ def profile(job: dict[str, Any]) -> None:
     """
     feeds = read_sample(job["samples"], 0)
     kinds = [kind for kind in ("original", "result") if job.get(kind)]
-    sessions = {kind: open_session(job[kind], job, profile=str(Path(job["samples"]) / kind)) for kind in kinds}
+    start = opener(job["runtime"])
+    sessions = {kind: start(job[kind], job, profile=str(Path(job["samples"]) / kind)) for kind in kinds}
     for _ in range(job.get("profile_runs", PROFILE_RUNS)):
         for session in sessions.values():
             session.run(None, feeds)
-    found = {kind: node_times(json.loads(Path(s.end_profiling()).read_text("utf-8"))) for kind, s in sessions.items()}
+    if job["runtime"] in RUNTIMES:
+        found = {kind: [[*row, row[-1], 0] for row in s.end_profile()] for kind, s in sessions.items()}
+    else:
+        found = {k: node_times(json.loads(Path(s.end_profiling()).read_text("utf-8"))) for k, s in sessions.items()}
     say("profile", nodes=found)
 
 
@@ -219,33 +241,50 @@ def node_times(events: list[dict[str, Any]]) -> list[list[Any]]:
     return rows
 
 
-def main() -> None:
-    """Run the stages of the job in order."""
-    job = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
-    ort.set_default_logger_severity(4)
+def load(job: dict[str, Any]) -> dict[str, Any]:
+    """Return the sessions of the models to compare, and report what they cost; each has run once."""
     sessions, memory, seconds = {}, {}, {}
     for kind in ("original", "result"):
         if not job.get(kind):
             continue
+        runtime = job["runtime"] if kind == "result" else job["reference"]
         before, start = resident_bytes(), time.perf_counter()
-        optimized = (job.get("optimized") or "") if kind == "result" else ""
         try:
-            sessions[kind] = open_session(job[kind], job, optimized)
+            optimized = (job.get("optimized") or "") if kind == "result" else ""
+            sessions[kind] = opener(runtime)(job[kind], job, optimized)
         except Exception as error:
             raise BrokenModelError(kind, error) from error
         seconds[kind] = time.perf_counter() - start
         if job["count"]:
             run_sample(sessions[kind], kind, job, 0)
-        memory[kind] = max(resident_bytes() - before, 0)
+        if job["runtime"] not in RUNTIMES:  # the memory of two runtimes says nothing about two models
+            memory[kind] = max(resident_bytes() - before, 0)
+        if kind == "result" and runtime in RUNTIMES:
+            say("layers", layers=sessions[kind].layers(), title=sessions[kind].title)
     say("load", memory=memory, seconds=seconds)
-    if "compare" in job["stages"]:
+    return sessions
+
+
+def main() -> None:
+    """Run the stages of the job in order."""
+    job = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
+    ort.set_default_logger_severity(4)
+    sessions, stages = load(job), set(job["stages"])
+    if "compare" in stages:
         compare(sessions["original"], sessions["result"], job)
     for kind, session in sessions.items():
-        if "outputs" in job["stages"]:
+        if "outputs" in stages:
             save_outputs(session, job, kind)
-    if "latency" in job["stages"]:
+    if stages & {"latency", "profile"} and job["runtime"] in RUNTIMES:
+        try:
+            sessions["original"] = opener(job["runtime"])(job["original"], job)
+            sessions["original"].run(None, read_sample(job["samples"], 0))
+        except Exception as error:  # what the runtime does with the original is no fault of the result
+            say("untimed", reason=f"the original does not run in this runtime: {' '.join(str(error).split())}")
+            return
+    if "latency" in stages:
         latency(list(sessions.values()), job)
-    if "profile" in job["stages"]:
+    if "profile" in stages:
         profile(job)
 
 

@@ -35,6 +35,8 @@ class GateJob:
         optimized: where to save the graph that really runs.
         save_outputs: file for the outputs of both models, for a user's metric.
         profile_runs: runs of the profile stage.
+        runtime: where the result runs, and both models for latency.
+        reference: where the original runs that the result is compared with.
     """
 
     original: Path | None
@@ -47,6 +49,8 @@ class GateJob:
     optimized: Path | None = None
     save_outputs: Path | None = None
     profile_runs: int = 10
+    runtime: str = "onnxruntime"
+    reference: str = "onnxruntime"
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +72,8 @@ class GateFindings:
     """What the child found.
 
     Attributes:
+        title: the runtime, with its version where that is not in the report anyway.
+        untimed: why the original cannot be timed in the target's runtime.
         failure: "" if it got to the end.
         culprit: the model that failed, "original" or "result"; "" where it was neither, or is not known.
         sample: the sample that it failed on; None if it did not load.
@@ -80,6 +86,10 @@ class GateFindings:
     seconds: dict[str, float] = field(default_factory=dict)
     nodes: dict[str, list[ProfiledNode]] = field(default_factory=dict)
     """"original" and "result" -> every node of the runtime's graph."""
+    layers: tuple[tuple[tuple[str, ...], str, bool], ...] = ()
+    """Names, operator and whether it runs in integers, of every node of a runtime that is not ONNX Runtime."""
+    title: str = "ONNX Runtime"
+    untimed: str = ""
     loaded: bool = False
     failure: str = ""
     culprit: str = ""
@@ -112,6 +122,8 @@ def run_gate(job: GateJob, folder: Path) -> GateFindings:
         "optimized": str(job.optimized) if job.optimized else None,
         "profile_runs": job.profile_runs,
         "save_outputs": str(job.save_outputs) if job.save_outputs else None,
+        "runtime": job.runtime,
+        "reference": job.reference,
     }
     path = folder / "job.json"
     path.write_text(json.dumps(document), encoding="utf-8")
@@ -148,6 +160,9 @@ def _read(text: str, code: int) -> GateFindings:
         memory={k: int(v) for k, v in load.get("memory", {}).items()},
         seconds={k: float(v) for k, v in load.get("seconds", {}).items()},
         nodes={k: [ProfiledNode(*row) for row in v] for k, v in stages.get("profile", {}).get("nodes", {}).items()},
+        layers=tuple((tuple(n), op, bool(i)) for n, op, i in stages.get("layers", {}).get("layers", ())),
+        title=str(stages.get("layers", {}).get("title", "ONNX Runtime")),
+        untimed=shorten(str(stages.get("untimed", {}).get("reason", ""))),
         loaded=bool(load),
         failure=failure,
         culprit=str(failed.get("culprit", "")),

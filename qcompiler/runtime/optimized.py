@@ -32,7 +32,11 @@ FLOAT_OPS = frozenset(
     {"Conv", "FusedConv", "ConvTranspose", "Gemm", "FusedGemm", "MatMul", "FusedMatMul", "LSTM", "GRU", "RNN"}
 )
 COMPUTE_OPS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul", "LSTM", "GRU", "RNN"})
-_SUFFIXES = re.compile(r"(_integer|_token_\d+|_nchwc|_fused|_quant|/MatMulAddFusion|_DynamicQuantizeMatMul.*)$")
+_SUFFIXES = re.compile(
+    r"(_integer|_token_\d+|_nchwc|_fused|_quant|/MatMulAddFusion|_DynamicQuantizeMatMul.*"
+    r"|/WithoutBiases|/Dequantization\w+|/transpose_b|_original)$"
+)
+"""What ONNX Runtime and, in the last line, OpenVINO append to the names of nodes."""
 
 
 class Origins:

@@ -7,6 +7,8 @@ everywhere: signed ones leave residual networks in float on x86.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from qcompiler.plan import Precision, QuantSpec
 from qcompiler.protocols import OpRule, Refusal
 
@@ -15,29 +17,36 @@ S8 = QuantSpec(num_bits=8, signed=True, symmetric=True)
 S8_CHANNEL = QuantSpec(num_bits=8, signed=True, symmetric=True, axis=0)
 
 
-def _compute(op_type: str, runtime_op: str, *, output: bool = True) -> OpRule:
+def compute_row(op_type: str, runtime_op: str, *, output: bool = True, activations: QuantSpec = U8) -> OpRule:
+    """Return the row of an operator with 8-bit weights, signed and symmetric, per channel or per tensor."""
     return OpRule(
         op_type=op_type,
         precision=Precision.INTEGER,
         weights=(S8_CHANNEL, S8),
-        activations=(U8,),
+        activations=(activations,),
         output=output,
         runtime_op=runtime_op,
     )
 
 
-def _light(op_type: str, runtime_op: str, needs: str = "") -> OpRule:
-    return OpRule(op_type=op_type, precision=Precision.INTEGER, activations=(U8,), runtime_op=runtime_op, needs=needs)
+def light_row(op_type: str, runtime_op: str, needs: str = "", *, activations: QuantSpec = U8) -> OpRule:
+    """Return the row of an operator without weights that has an integer kernel."""
+    return OpRule(
+        op_type=op_type, precision=Precision.INTEGER, activations=(activations,), runtime_op=runtime_op, needs=needs
+    )
 
 
-def _move(op_type: str, needs: str = "") -> OpRule:
-    return OpRule(op_type=op_type, precision=Precision.MOVE, activations=(U8,), runtime_op=op_type, needs=needs)
+def move_row(op_type: str, needs: str = "", *, activations: QuantSpec = U8) -> OpRule:
+    """Return the row of an operator that only moves quantized data."""
+    return OpRule(
+        op_type=op_type, precision=Precision.MOVE, activations=(activations,), runtime_op=op_type, needs=needs
+    )
 
 
 ORT_CPU_RULES: tuple[OpRule, ...] = (
-    _compute("Conv", "QLinearConv"),
-    _compute("Gemm", "QGemm", output=False),
-    _compute("MatMul", "QLinearMatMul", output=False),
+    compute_row("Conv", "QLinearConv"),
+    compute_row("Gemm", "QGemm", output=False),
+    compute_row("MatMul", "QLinearMatMul", output=False),
     OpRule(
         op_type="MatMul",
         precision=Precision.DYNAMIC,
@@ -45,23 +54,23 @@ ORT_CPU_RULES: tuple[OpRule, ...] = (
         runtime_op="DynamicQuantizeMatMul",
         output=False,
     ),
-    _light("Add", "QLinearAdd", "two computed inputs"),
-    _light("Mul", "QLinearMul", "two computed inputs"),
-    _light("Concat", "QLinearConcat"),
-    _light("AveragePool", "QLinearAveragePool"),
-    _light("GlobalAveragePool", "QLinearGlobalAveragePool"),
-    _light("Sigmoid", "QLinearSigmoid"),
-    _light("LeakyRelu", "QLinearLeakyRelu"),
-    _move("MaxPool"),
-    _move("Reshape"),
-    _move("Flatten"),
-    _move("Squeeze"),
-    _move("Unsqueeze"),
-    _move("Transpose"),
-    _move("Slice"),
-    _move("Gather"),
-    _move("Resize", "nearest"),
-    _move("Pad", "constant zero"),
+    light_row("Add", "QLinearAdd", "two computed inputs"),
+    light_row("Mul", "QLinearMul", "two computed inputs"),
+    light_row("Concat", "QLinearConcat"),
+    light_row("AveragePool", "QLinearAveragePool"),
+    light_row("GlobalAveragePool", "QLinearGlobalAveragePool"),
+    light_row("Sigmoid", "QLinearSigmoid"),
+    light_row("LeakyRelu", "QLinearLeakyRelu"),
+    move_row("MaxPool"),
+    move_row("Reshape"),
+    move_row("Flatten"),
+    move_row("Squeeze"),
+    move_row("Unsqueeze"),
+    move_row("Transpose"),
+    move_row("Slice"),
+    move_row("Gather"),
+    move_row("Resize", "nearest"),
+    move_row("Pad", "constant zero"),
 )
 
 FUSED_ACTIVATIONS = frozenset({"Relu", "Clip"})
@@ -78,7 +87,11 @@ FLOAT_REASONS: dict[str, str] = {
 
 
 def find_rule(
-    rules: tuple[OpRule, ...], op_type: str, wanted: Precision, weights: QuantSpec | None
+    rules: tuple[OpRule, ...],
+    op_type: str,
+    wanted: Precision,
+    weights: QuantSpec | None,
+    reasons: Mapping[str, str] = FLOAT_REASONS,
 ) -> OpRule | Refusal:
     """Return the table row by which an operator runs in the wanted precision, or why there is none.
 
@@ -87,6 +100,7 @@ def find_rule(
         op_type: ONNX operator type.
         wanted: INTEGER, MOVE or DYNAMIC.
         weights: grid of the constant operand, or None.
+        reasons: operator -> why it has no row, where there is more to say than that.
     """
     for rule in rules:
         if rule.op_type != op_type or (rule.precision is Precision.DYNAMIC) != (wanted is Precision.DYNAMIC):
@@ -97,7 +111,7 @@ def find_rule(
         return rule
     if wanted is Precision.DYNAMIC:
         return Refusal(f"the target has no integer kernel with run-time activation scales for {op_type}")
-    return Refusal(FLOAT_REASONS.get(op_type, f"the target runs {op_type} in float only"))
+    return Refusal(reasons.get(op_type, f"the target runs {op_type} in float only"))
 
 
 def _fits(weights: QuantSpec, allowed: QuantSpec) -> bool:

@@ -32,6 +32,7 @@ class ConvEngine:
     name: ClassVar[str] = "conv-engine"
     summary: ClassVar[str] = "a made-up accelerator: integer Conv and MaxPool, all else in float on the host"
     profiles: ClassVar[tuple[str, ...]] = ()
+    runtime_name: ClassVar[str] = "onnxruntime"
 
     @property
     def full_name(self) -> str:

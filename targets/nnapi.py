@@ -1,0 +1,67 @@
+"""Android's NNAPI through ONNX Runtime as a table to lint against, from the provider's sources. Not executed here."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+from qcompiler.plan import Precision, QuantSpec
+from qcompiler.protocols import OpRule, Refusal
+from qcompiler.runtime.ort_cpu import S8, compute_row, find_rule, light_row, move_row
+
+RULES: tuple[OpRule, ...] = (
+    compute_row("Conv", "CONV_2D"),
+    replace(compute_row("Gemm", "FULLY_CONNECTED"), weights=(S8,)),
+    replace(compute_row("MatMul", "FULLY_CONNECTED"), weights=(S8,)),
+    light_row("Add", "ADD", "two computed inputs"),
+    light_row("Mul", "MUL", "two computed inputs"),
+    light_row("Concat", "CONCATENATION"),
+    light_row("AveragePool", "AVERAGE_POOL_2D"),
+    move_row("MaxPool"),
+    move_row("Reshape"),
+    move_row("Transpose"),
+    move_row("Resize", "nearest"),
+)
+"""Node groups that the provider takes with unsigned 8-bit activations; scales per channel for Conv only."""
+
+NO_GROUP = "ONNX Runtime's NNAPI provider takes it in float only"
+FLOAT_REASONS = dict.fromkeys(
+    ("GlobalAveragePool", "Sigmoid", "LeakyRelu", "Flatten", "Squeeze", "Unsqueeze", "Slice", "Gather", "Pad"), NO_GROUP
+)
+
+
+@dataclass(frozen=True)
+class Nnapi:
+    """QDQ node groups with u8 activations. A table, nothing is run."""
+
+    name: ClassVar[str] = "nnapi"
+    summary: ClassVar[str] = "Android NNAPI (ONNX Runtime), a table for 'qcompile lint' only; not executed here"
+    profiles: ClassVar[tuple[str, ...]] = ()
+    runtime_name: ClassVar[str] = ""
+
+    @property
+    def full_name(self) -> str:
+        """Return ``nnapi``."""
+        return self.name
+
+    @property
+    def executes_here(self) -> bool:
+        """Return False: nothing is run for a table."""
+        return False
+
+    def rules(self) -> Sequence[OpRule]:
+        """Return the table."""
+        return RULES
+
+    def legalize(self, op_type: str, wanted: Precision, weights: QuantSpec | None) -> OpRule | Refusal:
+        """Return the rule by which a node would run, or why it would not."""
+        return find_rule(RULES, op_type, wanted, weights, FLOAT_REASONS)
+
+    def lower_passes(self) -> tuple[str, ...]:
+        """Return no pass: nothing is written for a table."""
+        return ()
+
+    def artifacts(self) -> tuple[str, ...]:
+        """Return no file."""
+        return ()
