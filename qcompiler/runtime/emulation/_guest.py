@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnxruntime as ort
 
 COUNTED_RUNS = 2
@@ -29,7 +30,7 @@ def run_model(kind: str, job: dict[str, Any]) -> None:
     names = [o.name for o in session.get_outputs()]
     for index in range(job["counts"][kind]):
         values = gate.run_sample(session, kind, job, index)
-        gate.np.savez(samples / f"{job['board']}-{kind}-{index:05d}.npz", **dict(zip(names, values, strict=True)))
+        np.savez(samples / f"{job['board']}-{kind}-{index:05d}.npz", **dict(zip(names, values, strict=True)))
     feeds = gate.read_sample(job["samples"], 0)
     session.run(None, feeds)
     mark_runs(session, feeds, COUNTED_RUNS)
