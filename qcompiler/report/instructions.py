@@ -10,8 +10,8 @@ MEANING = (
     "Counts under qemu, not times: they ignore caches, memory and how many instructions a core runs at once. "
     "Small nodes are uncertain by a few thousand."
 )
-BOARD_COLUMNS = ("board", "model", "instructions", "ratio", "dot", "matrix", "widening", "FMLA", "other", "outputs")
-FIGURES = BOARD_COLUMNS[2:9]
+BOARD_COLUMNS = ("board", "model", "instructions", "ratio", "dot", "matrix", "widening", "FMLA")
+FIGURES = BOARD_COLUMNS[2:]
 
 
 def count_text(number: int | None) -> str:
@@ -27,12 +27,14 @@ def count_text(number: int | None) -> str:
 
 def board_rows(run: EmulatedRun) -> list[tuple[str, ...]]:
     """Return the original and the result on a board, one row each, in the order of ``BOARD_COLUMNS``."""
-    original = (run.board, "original", *_cells(run.original, ""), "")
-    return [original, ("", "result", *_cells(run.result, f"{run.ratio:.3f}x"), agreement_phrase(run))]
+    return [
+        (run.board, "original", *_cells(run.original, "")),
+        ("", "result", *_cells(run.result, f"{run.ratio:.3f}x")),
+    ]
 
 
 def _cells(counts: InstructionCounts, ratio: str) -> tuple[str, ...]:
-    classes = (counts.dot, counts.matrix, counts.widening, counts.fmla, counts.other)
+    classes = (counts.dot, counts.matrix, counts.widening, counts.fmla)
     return (count_text(counts.total), ratio, *(count_text(number) for number in classes))
 
 
@@ -50,7 +52,7 @@ def agreement_phrase(run: EmulatedRun) -> str:
 
 def footnotes(run: EmulatedRun) -> list[str]:
     """Return what has to be said about a board beside its figures."""
-    found = list(run.notes)
+    found = [f"outputs on {run.board}: {agreement_phrase(run)}", *run.notes]
     if run.float_nodes:
         names = ", ".join(shorten(name, 40) for name in run.float_nodes[:3])
         more = f" and {len(run.float_nodes) - 3} more" if len(run.float_nodes) > 3 else ""
