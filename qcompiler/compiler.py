@@ -32,12 +32,14 @@ from qcompiler.report.compare import write_comparison
 from qcompiler.report.document import write_report
 from qcompiler.report.html import write_html
 from qcompiler.runtime.available import check_shapes, runtime_of
+from qcompiler.runtime.emulation.build import Emulator
+from qcompiler.runtime.emulation.check import emulator_for
 from qcompiler.runtime.machine import machine_name
 from qcompiler.samples import Samples, class_outputs, prepare_samples
 from qcompiler.shared_plan import SEPARATOR, places_alike, with_shared_plan
 from qcompiler.state import Context, Fact, Progress, State, no_progress
 from qcompiler.trial import Trial, layer_levels
-from qcompiler.verify import GateInputs, GateResult, verify
+from qcompiler.verify import GateInputs, GateResult, on_boards, verify
 
 T = TypeVar("T")
 P = ParamSpec("P")
@@ -91,6 +93,7 @@ def compile_model(
     folder = Path(out) if out is not None else Path(f"{path.stem}.qcompile")
     places = [folder] if len(targets) == 1 else [folder / t.full_name.replace(":", "-") for t in targets]
     outputs = [OutputFolder(place, force=force) for place in places]
+    emulator = emulator_for(recipe, names, progress)
     started = time.perf_counter()
     for target in targets:
         runtime_of(target)
@@ -100,7 +103,7 @@ def compile_model(
         check_shapes(target, loaded.model)
     samples = prepare_samples(loaded.model, recipe)
     seconds = time.perf_counter() - started
-    job = _Job(path, loaded, samples, recipe, tuple(command), progress, seconds, tuple(targets))
+    job = _Job(path, loaded, samples, recipe, tuple(command), progress, seconds, tuple(targets), emulator)
     results = [_Compilation(job, target, output).run() for target, output in zip(targets, outputs, strict=True)]
     if len(results) > 1:
         write_comparison([r.report for r in results], folder, [p.name for p in places])
@@ -135,6 +138,7 @@ class _Job:
     progress: Progress
     load_seconds: float
     targets: tuple[Target, ...] = ()
+    emulator: Emulator | None = None
     decided: dict[str, tuple[State, tuple[PassReport, ...]]] = field(default_factory=dict)
     """Target -> what was decided for it, or for an earlier target that places the model alike."""
 
@@ -297,11 +301,14 @@ class _Compilation:
             lowered, lowering = self._timed("lowering", self._lower, state, context, output.path)
             files = self._timed("writing", self._write, lowered, output.path)
             self.job.progress("verifying", len(repair.steps), 0)
-            gate = self._timed("verifying", verify, self._gate_inputs(state), files, output.path / "model.onnx")
+            inputs, result = self._gate_inputs(state), output.path / "model.onnx"
+            gate = self._timed("verifying", verify, inputs, files, result)
             better = None
             if not gate.verdict.held and self.job.recipe.replay is None:
                 better = self._timed("repairing", repair.propose, gate.verdict, gate.layer_times)
             if better is None:
+                if self.job.emulator is not None:
+                    gate = self._timed("emulating", on_boards, gate, inputs, result, self.job.emulator)
                 levels = self._timed("measuring layers", self._levels, state, lowered)
                 return gate, state, (*reports, *lowering), repair, levels
             state = better

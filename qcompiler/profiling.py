@@ -18,7 +18,7 @@ from qcompiler.recipe import ImagePreprocessing
 from qcompiler.records import DeviceReport, LatencyComparison, LatencyProfile, LayerTime
 from qcompiler.runtime.devices import Bundle, open_device
 from qcompiler.runtime.devices.answer import measure
-from qcompiler.runtime.gate_process import write_samples
+from qcompiler.runtime.gate_process import ProfiledNode, write_samples
 from qcompiler.runtime.optimized import Origins, node_times
 
 
@@ -146,7 +146,7 @@ def _named(source: Source, model: ir.Model, folder: Path) -> Source:
     return read_source(folder / source.path.name)
 
 
-def _layers(nodes: Sequence[list[tuple[str, str, float]]], models: Sequence[ir.Model]) -> tuple[LayerTime, ...]:
+def _layers(nodes: Sequence[list[ProfiledNode]], models: Sequence[ir.Model]) -> tuple[LayerTime, ...]:
     """Return the time of every node, longest first.
 
     Nodes of the first model count as those of the second that they were made from; what was added to it, such as
@@ -158,8 +158,8 @@ def _layers(nodes: Sequence[list[tuple[str, str, float]]], models: Sequence[ir.M
     if len(models) == 1:
         return node_times({"result": nodes[0]}, model, model)
     other, origins = models[1], Origins(models[1])
-    known = [node for node in nodes[0] if origins.find(node[0]) is not None]
-    added = [node for node in nodes[0] if origins.find(node[0]) is None]
+    known = [node for node in nodes[0] if origins.find(node.name) is not None]
+    added = [node for node in nodes[0] if origins.find(node.name) is None]
     shared = node_times({"original": nodes[1], "result": known}, other, other)
     rows = {row.name: row for row in shared}
     for row in node_times({"result": added}, model, model):

@@ -12,6 +12,7 @@ from qcompiler.errors import UsageError
 
 MAX_EFFORT = 2
 METRICS = ("auto", "top1", "sqnr", "cosine")
+VERIFIERS = ("host", "emulate")
 
 OptionValue: TypeAlias = bool | int | float | str
 
@@ -121,6 +122,7 @@ class Recipe:
         metric: "auto", "top1", "sqnr", "cosine" or ``module:function``.
         effort: 0 is min-max without any search, 1 searches, 2 also places nodes by measured latency.
         threads: threads of every measured session.
+        verify: "host" runs the result on this machine; "emulate" also on emulated boards, for targets that are one.
         calibration_samples / verify_samples: upper limits.
         passes: pass names with options, ``name{option=value}``; None takes the target's default order.
         replay: a folder whose recorded plan is lowered again instead of a search.
@@ -133,6 +135,7 @@ class Recipe:
     effort: int = 1
     floors: Floors = Floors()
     threads: int = 1
+    verify: str = "host"
     calibration_samples: int = 128
     verify_samples: int = 128
     passes: tuple[str, ...] | None = None
@@ -151,6 +154,7 @@ class Recipe:
         for name in ("threads", "calibration_samples", "verify_samples"):
             if getattr(self, name) < 1:
                 raise UsageError(f"{name} must be at least 1, got {getattr(self, name)}")
+        _one_of("verify", self.verify, VERIFIERS)
         if not self.targets:
             raise UsageError("no target given; see 'qcompile targets'")
         if self.metric not in METRICS and not CALLABLE.match(self.metric):

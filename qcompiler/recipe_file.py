@@ -175,6 +175,7 @@ _KEYS: dict[str, tuple[str, _Reader]] = {
     "metric": ("metric", _text),
     "effort": ("effort", _integer),
     "threads": ("threads", _integer),
+    "verify": ("verify", _text),
     "calibration_samples": ("calibration_samples", _integer),
     "verify_samples": ("verify_samples", _integer),
     "passes": ("passes", _passes),

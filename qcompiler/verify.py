@@ -22,6 +22,9 @@ from qcompiler.recipe import Floors
 from qcompiler.records import IntegerShare, LayerTime, MetricComparison, OutputComparison, Verdict
 from qcompiler.runtime.available import runtime_of
 from qcompiler.runtime.capture import does_not_run
+from qcompiler.runtime.emulation.board import boards_for
+from qcompiler.runtime.emulation.build import Emulator
+from qcompiler.runtime.emulation.check import EmulationInputs, verify_emulated
 from qcompiler.runtime.gate_process import (
     GateFindings,
     GateJob,
@@ -120,6 +123,27 @@ def verify(inputs: GateInputs, files: Mapping[str, int], result: Path) -> GateRe
     )
     verdict = replace(verdict, notes=(*verdict.notes, *agree), failure=verdict.failure or "; ".join(wrong))
     return GateResult(verdict=verdict, layer_times=node_times(findings.nodes, inputs.float_model, inputs.planned_model))
+
+
+def on_boards(gate: GateResult, inputs: GateInputs, result: Path, emulator: Emulator) -> GateResult:
+    """Return what the gate found with what emulated boards found added to it.
+
+    Nothing is added where the target is no board, or where the result has failed already.
+
+    Raises:
+        RuntimeUnavailable: the original does not run on a board, or the emulation fails by itself.
+    """
+    if gate.verdict.failure or not boards_for(inputs.target.full_name):
+        return gate
+    job = EmulationInputs(
+        target=inputs.target.full_name,
+        original=inputs.original,
+        result=result,
+        float_model=inputs.float_model,
+        planned_model=inputs.planned_model,
+        samples=inputs.samples,
+    )
+    return replace(gate, verdict=verify_emulated(gate.verdict, job, emulator))
 
 
 def _run_together(

@@ -12,7 +12,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 SOURCES = ("pyproject.toml", "README.md", "LICENSE", "qcompiler", "passes", "targets")
-DATA_SUFFIXES = {".j2", ".css", ".js", ".LICENSE", ".json"}
+DATA_SUFFIXES = {".j2", ".css", ".js", ".LICENSE", ".json", ".c"}
 
 
 def pip(*arguments):

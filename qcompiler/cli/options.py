@@ -83,6 +83,12 @@ _OPTIONS = (
     ),
     _how("--seed", type=int, metavar="N", help="Decides which samples are drawn. Default: 0."),
     _how("--threads", type=int, metavar="N", help="Threads of every measured session. Default: 1."),
+    _how(
+        "--verify",
+        metavar="HOW",
+        help="host: run the result on this machine (default). emulate: also on emulated ARM boards, with "
+        "instructions counted; set up once, see docs/emulation.md.",
+    ),
     _how("--dry-run", is_flag=True, help="Say what would be done, and write nothing."),
     _output("-o", "--output", type=_PATH, metavar="DIR", help="Result folder. Default: MODEL's name + .qcompile."),
     _output("--force", is_flag=True, help="Replace an existing result."),

@@ -8,12 +8,13 @@ from rich.console import Console
 from rich.text import Text
 
 from qcompiler.records import CompileReport, Floor, LayerReport
-from qcompiler.report import digest, words
+from qcompiler.report import digest, instructions, words
 from qcompiler.report.layout import add_row, heading, show, show_facts, table
 from qcompiler.report.views import print_layer, print_pass
 
 WORST_LAYERS = 10
 NAMES_PER_REASON = 3
+COSTLY_NODES = 8
 BAR_WIDTH = 12
 WIDE = 100
 """Columns from which tables show more."""
@@ -55,6 +56,7 @@ def print_report(
     _print_figures(report, console)
     _print_outputs(report, console)
     _print_integer(report, console, verbose=verbose)
+    _print_instructions(report, console, verbose=verbose)
     _print_worst(report, console, limit=None if verbose else WORST_LAYERS)
     _print_repairs(report, console)
     _print_notes(report, console)
@@ -156,6 +158,29 @@ def _print_integer(report: CompileReport, console: Console, *, verbose: bool) ->
         listed = ", ".join(words.shorten(name, 40) for name in shown)
         show(console, f"{len(names):,} {state}: {reason}")
         show(console, f"{listed}{more}", indent=4, style="dim")
+
+
+def _print_instructions(report: CompileReport, console: Console, *, verbose: bool) -> None:
+    runs = report.verdict.emulated
+    if not runs:
+        return
+    heading(console, instructions.TITLE)
+    rows = table(*instructions.BOARD_COLUMNS, right=instructions.FIGURES)
+    for run in runs:
+        for row in instructions.board_rows(run):
+            add_row(rows, *row)
+    show(console, rows)
+    show(console, instructions.MEANING, style="dim")
+    for line in (line for run in runs for line in instructions.footnotes(run)):
+        show(console, line, style="dim")
+    nodes = runs[0].nodes if verbose else runs[0].nodes[:COSTLY_NODES]
+    if nodes:
+        heading(console, f"Instructions by node on {runs[0].board} (emulated), the most first")
+        rows = table("node", "op", "before", "after", right=("before", "after"))
+        for node in nodes:
+            before, after = instructions.node_phrase(node).split(" -> ")
+            add_row(rows, words.shorten(node.name, 50), node.op_type, before, after)
+        show(console, rows)
 
 
 def _print_worst(report: CompileReport, console: Console, *, limit: int | None) -> None:

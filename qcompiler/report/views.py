@@ -9,7 +9,7 @@ from rich.console import Console
 
 from qcompiler.errors import UsageError
 from qcompiler.records import CompileReport, LayerReport, PassReport
-from qcompiler.report import words
+from qcompiler.report import instructions, words
 from qcompiler.report.layout import heading, show, show_facts
 
 _CLOSE = 5
@@ -65,6 +65,10 @@ def _layer_facts(report: CompileReport, layer: LayerReport) -> dict[str, str]:
     for time in report.layer_times:
         if time.name == layer.name:
             facts["time"] = f"{words.figure(time.before_us, 'us')} -> {words.figure(time.after_us, 'us')}"
+    for run in report.verdict.emulated:
+        for node in run.nodes:
+            if node.name == layer.name:
+                facts[f"instructions (emulated) on {run.board}"] = instructions.node_phrase(node)
     return facts
 
 

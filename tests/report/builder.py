@@ -19,6 +19,7 @@ from tests.report.parts import (
     json_values,
     layer_names,
     make_data,
+    make_emulated,
     make_histogram,
     make_layer,
     make_model,
@@ -28,7 +29,7 @@ from tests.report.parts import (
     make_verdict,
 )
 
-__all__ = ["HOSTILE", "failed_report", "make_report", "missed_report", "unverified_report"]
+__all__ = ["HOSTILE", "emulated_report", "failed_report", "make_report", "missed_report", "unverified_report"]
 
 
 def make_report(layers: int = 27, *, hostile: bool = False, target: str = "arm:cortex-a76") -> CompileReport:
@@ -70,6 +71,14 @@ def make_report(layers: int = 27, *, hostile: bool = False, target: str = "arm:c
         stage_seconds={"load": 0.11, "pipeline": 2.9, "verify": 1.4, "write": 0.2},
         machine=MACHINE,
     )
+
+
+def emulated_report(layers: int = 27, *, hostile: bool = False) -> CompileReport:
+    """Return a report of a run that was also verified on two emulated boards."""
+    report = make_report(layers, hostile=hostile)
+    names = layer_names(layers, hostile=hostile)
+    runs = (make_emulated(names), make_emulated(names, "cortex-a72", "widening"))
+    return dataclasses.replace(report, verdict=dataclasses.replace(report.verdict, emulated=runs))
 
 
 def failed_report(**changes: Any) -> CompileReport:

@@ -12,7 +12,10 @@ import numpy as np
 from qcompiler.plan import CompressionPlan, NodePlan, Precision, QuantSpec, Role, TensorPlan
 from qcompiler.records import (
     DataFacts,
+    EmulatedOutput,
+    EmulatedRun,
     Floor,
+    InstructionCounts,
     IntegerShare,
     LatencyComparison,
     LatencyProfile,
@@ -21,6 +24,7 @@ from qcompiler.records import (
     Metric,
     MetricComparison,
     ModelFacts,
+    NodeInstructions,
     OutputComparison,
     PassReport,
     Skip,
@@ -238,6 +242,35 @@ def make_verdict(names: list[str]) -> Verdict:
         memory_bytes={"original": 81_200_000, "result": 52_400_000},
         executed_on="ONNX Runtime on x86-64, not executed on arm",
         notes=("1 of 40 activations is constant; it stays in float",),
+    )
+
+
+def make_emulated(names: list[str], board: str = "cortex-a76", kernels: str = "dot") -> EmulatedRun:
+    """Return a run on an emulated board: one output as here, one that differs in float rounding."""
+    nodes = tuple(
+        NodeInstructions(
+            name=name,
+            op_type=op_type(i, name),
+            before=InstructionCounts(fmla=60_000 * (i + 1), other=20_000) if i else None,
+            after=InstructionCounts(dot=15_000 * (i + 1), other=9_000),
+        )
+        for i, name in enumerate(names)
+    )
+    return EmulatedRun(
+        board=board,
+        kernels=kernels,
+        samples=4,
+        outputs=(
+            EmulatedOutput(name="logits", agreement="float rounding", max_relative=3.1e-7),
+            EmulatedOutput(name="features", agreement="identical", max_relative=0.0),
+        ),
+        float_nodes=tuple(names[-1:]),
+        original=InstructionCounts(fmla=88_000_000, other=41_123_456),
+        result=InstructionCounts(dot=22_000_000, other=30_654_321),
+        spread=0.0003,
+        nodes=nodes,
+        versions={"qemu": "7.2.22", "onnxruntime": "1.31.1"},
+        notes=("instructions of the original by node are not known: 9 readings of the clock do not fit 3 nodes",),
     )
 
 

@@ -17,12 +17,14 @@ from qcompiler import records
 from qcompiler.errors import InputError, OutputError, QCompileError
 from qcompiler.records import CompileReport
 from qcompiler.report import document
-from tests.report.builder import failed_report, make_report, missed_report, unverified_report
+from tests.report.builder import emulated_report, failed_report, make_report, missed_report, unverified_report
 
 REPORTS = {
     "verified": make_report(),
     "hostile": make_report(40, hostile=True),
     "failed": failed_report(),
+    "emulated": emulated_report(),
+    "emulated, hostile": emulated_report(40, hostile=True),
     "missed": missed_report(),
     "unverified": unverified_report(),
     "one layer": make_report(1),

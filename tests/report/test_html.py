@@ -14,12 +14,14 @@ import pytest
 from qcompiler.records import CompileReport
 from qcompiler.report import html
 from qcompiler.report.compare import comparison_html
-from tests.report.builder import HOSTILE, failed_report, make_report, missed_report, unverified_report
+from tests.report.builder import HOSTILE, emulated_report, failed_report, make_report, missed_report, unverified_report
 
 REPORTS = {
     "verified": make_report(),
     "hostile": make_report(300, hostile=True),
     "failed": failed_report(),
+    "emulated": emulated_report(),
+    "emulated, hostile": emulated_report(40, hostile=True),
     "missed": missed_report(),
     "unverified": unverified_report(),
     "one layer": make_report(1),

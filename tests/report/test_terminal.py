@@ -11,12 +11,14 @@ from rich.console import Console
 from qcompiler.errors import UsageError
 from qcompiler.records import CompileReport
 from qcompiler.report.terminal import print_report
-from tests.report.builder import HOSTILE, failed_report, make_report, missed_report, unverified_report
+from tests.report.builder import HOSTILE, emulated_report, failed_report, make_report, missed_report, unverified_report
 
 REPORTS = {
     "verified": make_report(),
     "hostile": make_report(60, hostile=True),
     "failed": failed_report(),
+    "emulated": emulated_report(),
+    "emulated, hostile": emulated_report(40, hostile=True),
     "missed": missed_report(),
     "unverified": unverified_report(),
     "one layer": make_report(1),

@@ -13,7 +13,7 @@ from qcompiler.model.probe import shorten
 from qcompiler.records import DeviceReport, LatencyComparison, LatencyProfile
 from qcompiler.runtime.devices.bundle import LIMIT_S, Bundle, Device, Outcome
 from qcompiler.runtime.devices.health import drift, health_of, throttling_signs
-from qcompiler.runtime.gate_process import latency_comparison, latency_profile
+from qcompiler.runtime.gate_process import ProfiledNode, latency_comparison, latency_profile
 
 _NO_SUCH_PROGRAM = (126, 127)
 _ALARM, _KILLED = 14, 9
@@ -27,14 +27,14 @@ class Measured:
         profile: latency of the first model of the bundle.
         comparison: the first model as the result, the second as the original; None if there is no second.
         report: where, and under which conditions.
-        nodes: for every model, (name in the runtime's graph, operator, microseconds) of its nodes; empty unless
+        nodes: for every model, the nodes of the runtime's graph; empty unless
             asked for.
     """
 
     profile: LatencyProfile
     comparison: LatencyComparison | None
     report: DeviceReport
-    nodes: tuple[list[tuple[str, str, float]], ...]
+    nodes: tuple[list[ProfiledNode], ...]
 
 
 def measure(device: Device, bundle: Bundle) -> Measured:
@@ -82,7 +82,9 @@ def _measured(device: Device, answer: dict[str, Any], bundle: Bundle) -> Measure
         throttling=throttling_signs(before, after, drifted),
         notes=tuple(_notes(versions, after.governors)),
     )
-    nodes = tuple([(str(n), str(op), float(us)) for n, op, us in found] for found in answer["nodes"])
+    nodes = tuple(
+        [ProfiledNode(str(n), str(op), float(us), float(us), 0) for n, op, us in found] for found in answer["nodes"]
+    )
     return Measured(profile=profile, comparison=comparison, report=report, nodes=nodes)
 
 
