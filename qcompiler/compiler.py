@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import ParamSpec, TypeVar
 
@@ -15,6 +13,7 @@ import onnx_ir as ir
 from qcompiler.artifacts import write_artifact
 from qcompiler.data import Subset
 from qcompiler.errors import FloorMissed, NothingToCompress, QCompileError, UsageError
+from qcompiler.floors import floor_outcome
 from qcompiler.layers import histograms, kept_constants, layer_reports
 from qcompiler.measured_placement import place_by_measurement
 from qcompiler.model.load import LoadedModel, load_model
@@ -24,7 +23,7 @@ from qcompiler.pipeline import AfterPass, Pipeline, select
 from qcompiler.plan import CompressionPlan, Role
 from qcompiler.protocols import Pass, PassKind, PassResult, Target
 from qcompiler.recipe import Recipe
-from qcompiler.records import CompileReport, Floor, PassReport
+from qcompiler.records import CompileReport, PassReport
 from qcompiler.registry import load_target, make_pass
 from qcompiler.repair import Repair
 from qcompiler.report.card import CardInputs, quantization_card
@@ -34,7 +33,7 @@ from qcompiler.report.html import write_html
 from qcompiler.runtime.available import check_shapes, runtime_of
 from qcompiler.runtime.emulation.build import Emulator
 from qcompiler.runtime.emulation.check import emulator_for
-from qcompiler.runtime.machine import machine_name
+from qcompiler.runtime.machine import machine_name, versions
 from qcompiler.samples import Samples, class_outputs, prepare_samples
 from qcompiler.shared_plan import SEPARATOR, places_alike, with_shared_plan
 from qcompiler.state import Context, Fact, Progress, State, no_progress
@@ -109,7 +108,7 @@ def compile_model(
         write_comparison([r.report for r in results], folder, [p.name for p in places])
     missed = [r for r in results if not r.report.verdict.held]
     if missed:
-        floors = [_missed(f) for f in missed[0].report.verdict.missed]
+        floors = [floor_outcome(f) for f in missed[0].report.verdict.missed]
         cause = missed[0].report.verdict.failure or "; ".join(floors)
         raise FloorMissed(f"{missed[0].target}: {cause}; see {missed[0].folder}", tuple(results))
     return tuple(results)
@@ -184,7 +183,7 @@ class _Compilation:
 
     def _refuse_nothing(self, state: State, reports: Sequence[PassReport]) -> None:
         """Raise NothingToCompress if a plan compresses nothing, unless the user accepts that."""
-        if _compresses(state.plan) or self.job.recipe.allow_unchanged:
+        if state.plan.compresses or self.job.recipe.allow_unchanged:
             return
         kept = [f"{s.tensor}: {s.reason}" for s in kept_constants(state, reports)]
         reasons = "; ".join(kept[:NAMED_SKIPS]) if kept else "it holds no constants in floating point"
@@ -317,7 +316,7 @@ class _Compilation:
         return Pipeline(self._lowering_passes()).run(state, context, self._dump(folder))
 
     def _write(self, lowered: State, folder: Path) -> dict[str, int]:
-        if not _compresses(lowered.plan):
+        if not lowered.plan.compresses:
             lowered = replace(lowered, model=self.job.loaded.model)
         written = list(save_model(lowered.model, folder / "model.onnx"))
         written += [write_artifact(name, folder / "model.onnx") for name in self.target.artifacts()]
@@ -339,7 +338,7 @@ class _Compilation:
             threads=job.recipe.threads,
             target=self.target,
             require_data=job.recipe.require_data,
-            unchanged=not _compresses(state.plan),
+            unchanged=not state.plan.compresses,
         )
 
     def _levels(self, state: State, lowered: State) -> dict[str, float]:
@@ -399,24 +398,3 @@ class _Compilation:
             return work(*args, **kwargs)
         finally:
             self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - started
-
-
-def _missed(floor: Floor) -> str:
-    if floor.reached is None:
-        return f"{floor.name} could not be measured ({floor.detail})"
-    return f"{floor.name} is {floor.reached:.4g}, {floor.direction} {floor.limit:.4g}"
-
-
-def _compresses(plan: CompressionPlan) -> bool:
-    return any(t.role is Role.WEIGHT and t.scale is not None for t in plan.tensors.values())
-
-
-def versions() -> dict[str, str]:
-    """Return the versions of what a result depends on."""
-    found = {"python": ".".join(str(v) for v in sys.version_info[:3])}
-    for name in ("qcompiler", "onnx", "onnxruntime", "onnx-ir", "onnxscript", "numpy"):
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            found[name] = "not installed"
-    return found

@@ -149,6 +149,11 @@ class CompressionPlan:
         """Return a plan in which these tensors have no entry (they stay float)."""
         return replace(self, tensors={k: v for k, v in self.tensors.items() if k not in names})
 
+    @property
+    def compresses(self) -> bool:
+        """True if at least one weight is to be stored in integers."""
+        return any(t.role is Role.WEIGHT and t.scale is not None for t in self.tensors.values())
+
     def activation(self, name: str) -> TensorPlan | None:
         """Return the activation entry of a value, or None if it stays float."""
         found = self.tensors.get(name)

@@ -15,9 +15,10 @@ from qcompiler.model.normalize import unique_names
 from qcompiler.model.read import Source, read_source, to_ir
 from qcompiler.model.save import save_model
 from qcompiler.recipe import ImagePreprocessing
-from qcompiler.records import DeviceReport, LatencyComparison, LatencyProfile, LayerTime
+from qcompiler.records import LatencyComparison, LatencyProfile, LayerTime
 from qcompiler.runtime.devices import Bundle, open_device
 from qcompiler.runtime.devices.answer import measure
+from qcompiler.runtime.devices.records import DeviceReport
 from qcompiler.runtime.gate_process import ProfiledNode, write_samples
 from qcompiler.runtime.optimized import Origins, node_times
 

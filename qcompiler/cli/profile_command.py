@@ -13,7 +13,8 @@ from qcompiler.cli.output import message, print_json, print_table
 
 if TYPE_CHECKING:
     from qcompiler.profiling import ProfileResult
-    from qcompiler.records import DeviceReport, LatencyProfile, LayerTime
+    from qcompiler.records import LatencyProfile, LayerTime
+    from qcompiler.runtime.devices.records import DeviceReport
 
 _PATH = click.Path(path_type=Path)
 _LAYERS_SHOWN = 20

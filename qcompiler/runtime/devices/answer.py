@@ -10,9 +10,10 @@ import onnxruntime
 
 from qcompiler.errors import LatencyUnavailable, ModelError, QCompileError, RuntimeUnavailable
 from qcompiler.model.probe import shorten
-from qcompiler.records import DeviceReport, LatencyComparison, LatencyProfile
+from qcompiler.records import LatencyComparison, LatencyProfile
 from qcompiler.runtime.devices.bundle import LIMIT_S, Bundle, Device, Outcome
 from qcompiler.runtime.devices.health import drift, health_of, throttling_signs
+from qcompiler.runtime.devices.records import DeviceReport
 from qcompiler.runtime.gate_process import ProfiledNode, latency_comparison, latency_profile
 
 _NO_SUCH_PROGRAM = (126, 127)

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from qcompiler.records import DeviceHealth
+from qcompiler.runtime.devices.records import DeviceHealth
 
 SLOWER = 0.05
 """Blocks at the end that are slower than those at the start by more than this share are a sign."""

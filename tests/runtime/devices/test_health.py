@@ -4,8 +4,8 @@ from dataclasses import replace
 
 import pytest
 
-from qcompiler.records import DeviceHealth
 from qcompiler.runtime.devices.health import drift, throttling_signs
+from qcompiler.runtime.devices.records import DeviceHealth
 
 CALM = DeviceHealth(
     governors=("performance",),
