@@ -257,7 +257,8 @@ class _Compilation:
             if not gate.verdict.held and self.job.recipe.replay is None:
                 better = self._timed("repairing", repair.propose, gate.verdict, gate.layer_times)
             if better is None:
-                levels = self._timed("measuring layers", self._levels, state, lowered)
+                runs = not gate.verdict.failure
+                levels = self._timed("measuring layers", self._levels, state, lowered) if runs else {}
                 return gate, state, (*reports, *lowering), repair, levels
             state = better
 

@@ -22,7 +22,7 @@ EXTERNAL_ABOVE_BYTES = 2**30
 _REPORT = "report.json"
 _CHOOSE = "choose another folder with -o"
 _FILE_SYSTEM_ERRNOS = frozenset(
-    (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
+    (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
 )
 _STREAM_ABOVE_BYTES = 2**16
 _GRAPH_FIELD = onnx.ModelProto.DESCRIPTOR.fields_by_name["graph"].number
@@ -74,9 +74,7 @@ def constant_bytes(model: ir.Model) -> int:
 
 def _write_with_external_data(model: ir.Model, path: Path) -> tuple[Path, ...]:
     data = path.with_name(path.name + ".data")
-    ir.external_data.unload_from_model(
-        model, path.parent, data.name, size_threshold_bytes=_STREAM_ABOVE_BYTES
-    )
+    ir.external_data.unload_from_model(model, path.parent, data.name, size_threshold_bytes=_STREAM_ABOVE_BYTES)
     path.write_bytes(to_proto(model).SerializeToString(deterministic=True))
     return (path, data)
 

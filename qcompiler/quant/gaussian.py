@@ -49,11 +49,7 @@ def clip_moments(mean: Float64, std: Float64, low: float, high: float) -> Moment
     low_value = 0.0 if np.isinf(low) else low
     high_value = 0.0 if np.isinf(high) else high
     first = mean * inside + safe * edge + low_value * below + high_value * above
-    inner = (
-        (mean**2 + safe**2) * inside
-        + 2 * mean * safe * edge
-        + safe**2 * (a * normal_pdf(a) - b * normal_pdf(b))
-    )
+    inner = (mean**2 + safe**2) * inside + 2 * mean * safe * edge + safe**2 * (a * normal_pdf(a) - b * normal_pdf(b))
     second = inner + low_value**2 * below + high_value**2 * above
     return first, np.sqrt(np.maximum(second - first**2, 0.0))
 
@@ -68,9 +64,7 @@ def average_moments(mean: Float64, std: Float64) -> Moments:
     return mean, std / np.sqrt(AVERAGED_VALUES)
 
 
-def linear_moments(
-    weight: Float64, bias: Float64, mean: Float64, std: Float64, groups: int
-) -> Moments | None:
+def linear_moments(weight: Float64, bias: Float64, mean: Float64, std: Float64, groups: int) -> Moments | None:
     """Return the moments behind a linear layer whose inputs are independent, None if the shapes do not fit.
 
     Args:

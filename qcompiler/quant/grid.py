@@ -51,9 +51,7 @@ def along(values: NDArray[Any], axis: int | None, rank: int) -> NDArray[Any]:
     return values.reshape(shape)
 
 
-def quantize(
-    values: Float32, scale: Float32, zero_point: Int32, codes: tuple[int, int], axis: int | None
-) -> Int32:
+def quantize(values: Float32, scale: Float32, zero_point: Int32, codes: tuple[int, int], axis: int | None) -> Int32:
     """Return the nearest codes (half to even), as ONNX QuantizeLinear gives them.
 
     Args:

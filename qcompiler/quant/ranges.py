@@ -112,9 +112,7 @@ def _divergence(weight: NDArray[np.float64], first: int, last: int, levels: int)
     lost = reference[(reference > 0) & (spread <= 0)].sum()
     p, q = reference[live], spread[live] / mass
     # Mass that the quantized histogram cannot hold is charged at the smallest share it does hold.
-    return float(
-        np.sum(p * np.log(p / q)) + lost * np.log(max(lost, 1e-12) / q.min()) if live.any() else np.inf
-    )
+    return float(np.sum(p * np.log(p / q)) + lost * np.log(max(lost, 1e-12) / q.min()) if live.any() else np.inf)
 
 
 def _edges(statistics: TensorStatistics) -> NDArray[np.float64]:

@@ -73,7 +73,7 @@ def bias_floor(bias: NDArray[np.floating], low: float, high: float, levels: int)
     step = (max(high, 0.0) - min(low, 0.0)) / (levels - 1)
     if step <= 0.0:
         return np.zeros(bias.shape)
-    return np.asarray(np.abs(bias) / (max(step, SMALLEST_SCALE) * BIAS_CODES), np.float64)
+    return np.abs(np.asarray(bias, np.float64)) / (max(step, SMALLEST_SCALE) * BIAS_CODES)
 
 
 def as_rows(weight: Float32, axis: int) -> Float32:
@@ -81,9 +81,7 @@ def as_rows(weight: Float32, axis: int) -> Float32:
     return np.ascontiguousarray(np.moveaxis(weight, axis, 0)).reshape(weight.shape[axis], -1)
 
 
-def input_importance(
-    weight_shape: tuple[int, ...], axis: int, power: NDArray[np.float64], groups: int
-) -> Float32:
+def input_importance(weight_shape: tuple[int, ...], axis: int, power: NDArray[np.float64], groups: int) -> Float32:
     """Return the mean square of the input behind each weight, in the order of ``as_rows``.
 
     Args:

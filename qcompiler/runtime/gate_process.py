@@ -115,7 +115,8 @@ def _read(text: str, code: int) -> GateFindings:
             entry = json.loads(line)
         except ValueError:
             continue
-        stages[entry["stage"]] = entry
+        if isinstance(entry, dict) and "stage" in entry:  # a custom operator may print, too
+            stages[entry["stage"]] = entry
     failure, failed = "", stages.get("failed", {})
     if failed:
         failure = shorten(str(failed["reason"]))
@@ -130,9 +131,7 @@ def _read(text: str, code: int) -> GateFindings:
         warmup=int(stages.get("latency", {}).get("warmup", 0)),
         memory={k: int(v) for k, v in load.get("memory", {}).items()},
         seconds={k: float(v) for k, v in load.get("seconds", {}).items()},
-        nodes={
-            k: [(n, op, us) for n, op, us in v] for k, v in stages.get("profile", {}).get("nodes", {}).items()
-        },
+        nodes={k: [(n, op, us) for n, op, us in v] for k, v in stages.get("profile", {}).get("nodes", {}).items()},
         loaded=bool(load),
         failure=failure,
         culprit=str(failed.get("culprit", "")),
