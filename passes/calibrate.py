@@ -27,6 +27,7 @@ STRETCHES = 8
 TYPICAL_NODES = 160
 """Networks of more nodes are searched in fewer stretches, because every trial takes longer."""
 MIN_GAIN_DB = 0.05
+MANY_STEPS = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,8 +172,8 @@ def gridded(
     """
     codes = tensor.spec.code_range if tensor.spec is not None else (0, 255)
     scale, zero_point = affine_grid(low, high, codes)
-    for code, limit in zip(codes, limits or (), strict=False):
-        scale = _within(scale, code - zero_point, limit)
+    if limits is not None:
+        scale, zero_point = _limited(scale, zero_point, codes, limits)
     return replace(
         tensor,
         scale=np.asarray(scale, np.float32),
@@ -181,6 +182,19 @@ def gridded(
         reason=reason,
         decided_by=(*tensor.decided_by, decided_by),
     )
+
+
+def _limited(
+    scale: np.float32, zero_point: int, codes: tuple[int, int], limits: tuple[float, float]
+) -> tuple[np.float32, int]:
+    """Return the grid, moved by a step and narrowed a little where it reaches beyond a limit."""
+    for code, limit in zip(codes, limits, strict=True):
+        steps = code - zero_point
+        if steps * limit > 0.0 and abs(steps * float(scale)) > abs(limit) * (1.0 + 1.0 / MANY_STEPS):
+            zero_point += 1 if steps > 0 else -1  # of few steps to the limit, narrowing would cost the other side
+    for code, limit in zip(codes, limits, strict=True):
+        scale = _within(scale, code - zero_point, limit)
+    return scale, zero_point
 
 
 def _within(scale: np.float32, steps: int, limit: float) -> np.float32:

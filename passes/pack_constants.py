@@ -39,6 +39,8 @@ class PackConstants:
 
     def run(self, state: State, context: Context) -> PassResult:
         """Return the state with a graph whose large float constants are merged and packed."""
+        if "" not in state.model.opset_imports:  # it has no Gather and no Cast to unpack with
+            return PassResult(state, PassReport(name=self.name, changed=False))
         model = clone(state.model)
         merged = _merge(model.graph)
         packed = saved = 0

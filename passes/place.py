@@ -11,6 +11,7 @@ import onnx_ir as ir
 
 from qcompiler.errors import UsageError
 from qcompiler.model.bounds import clip_limits
+from qcompiler.model.convert import MIN_OPSET
 from qcompiler.model.weights import TOO_SMALL, channel_axis_of, saved_bytes, weight_operands
 from qcompiler.plan import CompressionPlan, NodePlan, Precision, QuantSpec, Role, TensorPlan
 from qcompiler.protocols import OpRule, PassKind, PassResult, Refusal, Target
@@ -79,6 +80,7 @@ class _Placer:
     ) -> None:
         self.model, self.target, self.rules, self.known = model, target, rules, known
         self.nodes = list(model.graph)
+        self.opset = model.opset_imports.get("", MIN_OPSET)
         self.choices: dict[ir.Node, _Choice] = {}
         self.skipped: list[Skip] = []
 
@@ -111,6 +113,8 @@ class _Placer:
             return _Choice(Precision.FLOAT, f'weights only, by [match."{rule.pattern}"]')
         if node.domain not in ("", "ai.onnx"):
             return _Choice(Precision.FLOAT, f"operator of domain '{node.domain}' is left alone")
+        if self.opset < MIN_OPSET:
+            return _Choice(Precision.FLOAT, f"opset {self.opset} has no grids per channel, {MIN_OPSET} has")
         if node.op_type in FUSED:
             return self._fused_choice(node)
         if node.op_type in COMPUTE:

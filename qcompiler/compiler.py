@@ -308,7 +308,8 @@ class _Compilation:
             if better is None:
                 if self.job.emulator is not None:
                     gate = self._timed("emulating", on_boards, gate, inputs, result, self.job.emulator)
-                levels = self._timed("measuring layers", self._levels, state, lowered)
+                runs = not gate.verdict.failure
+                levels = self._timed("measuring layers", self._levels, state, lowered) if runs else {}
                 return gate, state, (*reports, *lowering), repair, levels
             state = better
 

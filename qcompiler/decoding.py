@@ -131,7 +131,7 @@ def _differing_grid(model: ir.Model, plan: CompressionPlan) -> str:
     for node in model.graph:
         if node.op_type != "QuantizeLinear" or node.inputs[0] is None:
             continue
-        restored = [use.node for use in node.outputs[0].uses()]
+        restored = [u.node for u in node.outputs[0].uses() if u.node.op_type == "DequantizeLinear"]
         names = [node.inputs[0].name or "", *(n.outputs[0].name or "" for n in restored)]
         entry = next((e for name in names if (e := plan.activation(name)) is not None), None)
         if entry is None:

@@ -200,7 +200,9 @@ def kept_constants(state: State, reports: Sequence[PassReport]) -> tuple[Skip, .
                 continue
             weight_use = next((u for u in users if u.idx in weight_operands(u.node)), None)
             if weight_use is None:
-                others.append(Skip(name, _not_a_weight(users[0].node)))
+                output = "it is an output of the model"
+                reason = output if value.is_graph_output() else _not_a_weight(users[0].node)
+                others.append(Skip(name, reason))
             elif saved_bytes(value, channel_axis_of(weight_use.node, weight_use.idx)) <= 0:
                 weights.append(Skip(name, TOO_SMALL))
             else:

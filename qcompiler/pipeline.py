@@ -12,7 +12,7 @@ import onnx_ir as ir
 
 from qcompiler.data import Dataset
 from qcompiler.decoding import differing_constant, float_weight
-from qcompiler.errors import DataError, QCompileError, UsageError
+from qcompiler.errors import DataError, QCompileError, RuntimeUnavailable, UsageError
 from qcompiler.model.edit import clone, load_external
 from qcompiler.model.fingerprint import structure_fingerprint
 from qcompiler.model.probe import shorten
@@ -145,7 +145,7 @@ def _check_lowered(state: State) -> None:
 
 def _check_equivalent(step: Pass, before: ir.Model, after: ir.Model, probe: Dataset) -> None:
     names = [v.name or "" for v in before.graph.outputs]
-    first, second = Executor(before, names), Executor(after, names)
+    first, second = Executor(before, names), None
     for index in range(len(probe)):
         feeds = probe[index]
         try:
@@ -153,8 +153,9 @@ def _check_equivalent(step: Pass, before: ir.Model, after: ir.Model, probe: Data
         except DataError as error:
             raise does_not_run(probe.source, index, str(error)) from error
         try:
+            second = second or Executor(after, names)
             found = second.run(feeds)
-        except DataError as error:
+        except (RuntimeUnavailable, DataError) as error:
             raise QCompileError(f"pass '{step.name}' made a model that does not run: {error}") from error
         for name in names:
             level = _agreement_db(expected[name], found[name])

@@ -10,6 +10,7 @@ import enum
 import io
 import json
 import zipfile
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -89,7 +90,7 @@ class TensorPlan:
         name: value name in the float graph; unique over all subgraphs.
         role: weight, activation or bias.
         spec: the integer grid; None for a bias, which stays float, and for factors.
-        scale: float32, shape () or (channels,); empty when ``spec`` is None.
+        scale: float32, shape () or (channels,); None until it is chosen, and where ``spec`` is None.
         zero_point: integer of the grid, same shape as ``scale``.
         codes: integer codes in the tensor's shape, only where they are not the nearest rounding.
         correction: float64 of shape (channels,): what to add to a bias, or the factors of FACTORS.
@@ -182,7 +183,7 @@ class CompressionPlan:
         """
         try:
             document = json.loads((folder / "plan.json").read_text(encoding="utf-8"))
-            with np.load(folder / "plan.npz", allow_pickle=False) as archive:
+            with (folder / "plan.npz").open("rb") as file, np.load(file, allow_pickle=False) as archive:
                 arrays = {k: archive[k] for k in archive.files}
             if document.get("schema") != PLAN_SCHEMA:
                 raise InputError(f"{folder}: plan schema is {document.get('schema')!r}, expected {PLAN_SCHEMA!r}")
@@ -192,9 +193,17 @@ class CompressionPlan:
                 nodes={n["name"]: _node_from_json(n) for n in document["nodes"]},
                 tensors={t["name"]: _tensor_from_json(t, arrays) for t in document["tensors"]},
             )
-        except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        except InputError:
+            raise
+        except _UNREADABLE as error:
             raise InputError(f"{folder}: not a saved plan ({error}); give a folder that qcompile wrote") from error
 
+
+_UNREADABLE = (
+    *(OSError, ValueError, KeyError, TypeError, AttributeError, EOFError, IndexError),
+    *(zipfile.BadZipFile, zlib.error, QCompileError),
+)
+"""What a file may raise that looks like a plan and is none."""
 
 _ARRAY_FIELDS = ("scale", "zero_point", "codes", "correction")
 

@@ -69,21 +69,29 @@ def make_pass(request: str | PassRequest) -> Pass:
             raise UsageError(f"{request!r} names {len(found)} passes where one is wanted")
         request = found[0]
     made = load_pass(request.name)
-    fields: dict[str, dataclasses.Field[Any]] = getattr(made, "__dataclass_fields__", {})
-    fields = {k: f for k, f in fields.items() if f.init and not str(f.type).startswith("ClassVar")}
+    fields: dict[str, dataclasses.Field[Any]] = {}
+    if dataclasses.is_dataclass(made):
+        fields = {f.name: f for f in dataclasses.fields(made) if f.init}
     for key, value in request.options.items():
         if key not in fields:
             known = f"it has {', '.join(fields)}" if fields else "it has none"
             raise UsageError(f"pass '{request.name}' has no option '{key}'; {known}")
-        default = fields[key].default
-        if isinstance(default, (bool, str)) != isinstance(value, (bool, str)) or (
-            isinstance(default, bool) != isinstance(value, bool)
-        ):
-            raise UsageError(
-                f"pass '{request.name}': option {key} is {value!r}; its default is {default!r}, "
-                f"give a {type(default).__name__}"
-            )
+        _check_type(request.name, key, value, fields[key].default)
+    for key, field in fields.items():
+        if key not in request.options and field.default is field.default_factory is dataclasses.MISSING:
+            raise UsageError(f"pass '{request.name}' needs option '{key}'; give {request.name}{{{key}=...}}")
     return made(**request.options)
+
+
+def _check_type(name: str, key: str, value: object, default: object) -> None:
+    """Refuse a value of another type than the default's; an option without a default takes anything."""
+    if default is dataclasses.MISSING:
+        return
+    kinds = [bool if isinstance(v, bool) else str if isinstance(v, str) else float for v in (value, default)]
+    if kinds[0] is not kinds[1]:
+        raise UsageError(
+            f"pass '{name}': option {key} is {value!r}; its default is {default!r}, give a {type(default).__name__}"
+        )
 
 
 def _load(kind: str, name: str, table: Mapping[str, str], group: str) -> Any:  # noqa: ANN401

@@ -8,7 +8,16 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from qcompiler.data import Dataset, Subset, input_specs, load_labels, open_dataset, split, synthetic_inputs
+from qcompiler.data import (
+    Dataset,
+    Subset,
+    check_outputs,
+    input_specs,
+    load_labels,
+    open_dataset,
+    split,
+    synthetic_inputs,
+)
 from qcompiler.errors import DataError, UsageError
 from qcompiler.recipe import Recipe
 from qcompiler.records import DataFacts
@@ -51,6 +60,7 @@ def prepare_samples(model: ir.Model, recipe: Recipe) -> Samples:
         DataError: they do not fit the model, or there are too few.
         UsageError: labels without data.
     """
+    check_outputs(model)
     specs = input_specs(model)
     if recipe.data is None:
         if recipe.labels is not None:

@@ -10,6 +10,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from qcompiler.data import Dataset, Subset
+from qcompiler.errors import DataError, RuntimeUnavailable
 from qcompiler.pipeline import Pipeline
 from qcompiler.protocols import Target
 from qcompiler.quant.grid import power_ratio_db
@@ -29,6 +30,10 @@ LOSSLESS = frozenset({"pack-constants"})
 """Lowering passes that change no value: a trial does without."""
 
 SQUASHING = frozenset({"Softmax", "LogSoftmax", "Sigmoid"})
+
+FLOATS = frozenset({ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.DOUBLE})
+
+WORTHLESS_DB = -200.0
 
 OBSERVED = 8
 """Samples observed in a trial that has no statistics yet."""
@@ -66,17 +71,21 @@ class Trial:
     def __call__(self, state: State) -> float:
         """Return the SQNR of the finished state on the acceptance samples, in dB, over all float outputs.
 
-        Outputs count alike: the mean of their error-to-signal ratios is what is returned.
+        Outputs count alike: the mean of their error-to-signal ratios is what is returned. What the runtime
+        does not load or run is worth nothing.
         """
-        model = self.lowered(state)
+        try:
+            return self._level(self.lowered(state))
+        except (RuntimeUnavailable, DataError):
+            return WORTHLESS_DB
+
+    def _level(self, model: ir.Model) -> float:
         names = measured_values(model)
         executor = Executor(model, names, self._context.recipe.threads)
         signal, error = np.zeros(len(names)), np.zeros(len(names))
         for index, expected in enumerate(self._expected):
             found = executor.run(self._samples[index])
             for which, name in enumerate(names):
-                if expected[which].dtype.kind != "f":
-                    continue
                 a, b = _finite(expected[which], np.asarray(found[name]))
                 signal[which] += float(a @ a)
                 error[which] += float(np.sum((a - b) ** 2))
@@ -87,18 +96,30 @@ class Trial:
 
 
 def measured_values(model: ir.Model) -> list[str]:
-    """Return the value that is compared for every output: logits where the output is probabilities.
+    """Return the value that is compared for every float output: logits where the output is probabilities.
 
     Behind a Softmax the error of a few undecided samples outweighs all others, and a search on few samples
     would follow those.
     """
     found = []
     for value in model.graph.outputs:
-        producer = value.producer()
-        if producer is not None and producer.op_type in SQUASHING and producer.inputs[0] is not None:
-            value = producer.inputs[0]
+        if not isinstance(value.type, ir.TensorType) or value.dtype not in FLOATS:
+            continue
+        producer = _made_by(value)
+        squashed = producer.inputs[0] if producer is not None and producer.op_type in SQUASHING else None
+        if squashed is not None and squashed.const_value is None:
+            value = squashed
         found.append(value.name or "")
     return found
+
+
+def _made_by(value: ir.Value) -> ir.Node | None:
+    """Return the node that makes a value, or what is before the Q/DQ pair that makes it."""
+    node = value.producer()
+    for pair in ("DequantizeLinear", "QuantizeLinear"):
+        if node is not None and node.op_type == pair and node.inputs[0] is not None:
+            node = node.inputs[0].producer()
+    return node
 
 
 def layer_levels(
@@ -133,8 +154,12 @@ def layer_levels(
 def _finite(
     expected: NDArray[np.floating], found: NDArray[np.floating]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return what is finite in the float model; an output of another shape, or NaN, counts as nothing at all."""
     keep = np.isfinite(expected)
-    return expected[keep].astype(np.float64), found[keep].astype(np.float64)
+    wanted = expected[keep].astype(np.float64)
+    if found.shape != expected.shape:
+        return wanted, np.zeros_like(wanted)
+    return wanted, np.nan_to_num(found[keep].astype(np.float64), posinf=0.0, neginf=0.0)
 
 
 def _quiet(what: str, done: int, total: int) -> None:

@@ -4,7 +4,7 @@ from qcompiler.data.callables import load_callable
 from qcompiler.data.dataset import Dataset, Feeds, InputSpec, Subset
 from qcompiler.data.labels import load_labels
 from qcompiler.data.opening import open_dataset
-from qcompiler.data.specs import input_specs
+from qcompiler.data.specs import check_outputs, input_specs
 from qcompiler.data.split import Split, split
 from qcompiler.data.synthetic import synthetic_inputs
 
@@ -14,6 +14,7 @@ __all__ = [
     "InputSpec",
     "Split",
     "Subset",
+    "check_outputs",
     "input_specs",
     "load_callable",
     "load_labels",

@@ -22,6 +22,25 @@ def input_specs(model: ir.Model) -> tuple[InputSpec, ...]:
     return tuple(_spec(value) for value in model.graph.inputs if value.name not in model.graph.initializers)
 
 
+def check_outputs(model: ir.Model) -> None:
+    """Check that what the model returns can be compared.
+
+    Raises:
+        DataError: an output has a type that NumPy and ONNX Runtime do not exchange.
+    """
+    import onnx_ir as ir
+
+    for value in model.graph.outputs:
+        fine = (ir.DataType.UNDEFINED, ir.DataType.FLOAT8E4M3FN)  # the latter comes back as plain bytes
+        if not isinstance(value.type, ir.TensorType) or value.type.dtype in fine:
+            continue
+        if _dtype(value.type.dtype) is None:
+            raise DataError(
+                f"output {value.name!r} has the type {value.type.dtype}, which NumPy and ONNX Runtime do not "
+                "exchange, so results cannot be compared; let the model cast it to float32"
+            )
+
+
 def _spec(value: ir.Value) -> InputSpec:
     import onnx_ir as ir
 

@@ -18,11 +18,13 @@ _LOAD_TIMEOUT_S = 300
 _LIGHT_ABOVE_BYTES = 256 * 2**20
 _REASON_LENGTH = 240
 _NEWEST_OPSET = re.compile(r"support for domain ai\.onnx is till opset (\d+)")
+_NEWEST_IR = re.compile(r"IR version: (\d+), max supported IR version: (\d+)")
 _OLDEST_OPSET = 7
 """Older operators have no kernels in ONNX Runtime."""
 
 _NOISE = re.compile(
-    r"\[ONNXRuntimeError\] : \d+ : [A-Z_]+ : |Load model from .*? failed:|This is an invalid model\. ?"
+    r"Non-zero status code returned while running (?=\w+ node)|(?<=node\. )Name:'' |Status Message: "
+    r"|\[ONNXRuntimeError\] : \d+ : [A-Z_]+ : |Load model from .*? failed:|This is an invalid model\. ?"
     r"|Exception during (?:loading|initialization): |Failed to load model (?:because|with error:) "
     r"|Fatal error: |\bError: |/\S+\.(?:cc|h):\d+ (?:[^:]|::)*?\) ?(?:const )?(?=\S)"
 )
@@ -110,6 +112,8 @@ def _explain(reason: str, opset: int) -> str:
     """Return ONNX Runtime's reason and what to do about it."""
     if newest := _NEWEST_OPSET.search(reason):
         return f"opset {opset} is newer than {newest[1]}; convert the model to one from 7 to {newest[1]}"
+    if found := _NEWEST_IR.search(reason):
+        return f"IR version {found[1]} is newer than {found[2]}; save the model with ir_version {found[2]}"
     short = shorten(reason)
     if 0 < opset < _OLDEST_OPSET:
         return f"{short}; opset {opset} is old, convert the model to one from {_OLDEST_OPSET} on"

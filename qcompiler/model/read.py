@@ -43,10 +43,13 @@ def read_source(path: Path) -> Source:
     """Return the content of a model file.
 
     Raises:
-        ModelError: the file is missing, is not ONNX, is cut short, or its external data is missing, short or
-            outside the model's folder.
+        ModelError: the file is missing, is not ONNX, is cut short, holds a name that is no text, or its
+            external data is missing, short or outside the model's folder.
     """
     proto = _parse(path)
+    for text in _texts(proto):
+        if isinstance(text, bytes):  # what protobuf gives where text is not UTF-8
+            raise ModelError(f"{path}: the name {text!r} is not UTF-8; rename it or export the model again")
     files = {_external_file(path, tensor) for tensor in all_tensors(proto) if _is_external(tensor)}
     return Source(path=path, proto=proto, external=tuple(sorted(files)))
 
@@ -82,6 +85,26 @@ def _content(path: Path) -> bytes:
     if not content:
         raise ModelError(f"{path}: is empty; export the model again")
     return content
+
+
+def _texts(proto: onnx.ModelProto) -> Iterator[object]:
+    """Yield every name and comment of a model."""
+    yield from (proto.producer_name, proto.producer_version, proto.domain, proto.doc_string)
+    yield from (opset.domain for opset in proto.opset_import)
+    yield from (text for entry in proto.metadata_props for text in (entry.key, entry.value))
+    for function in proto.functions:
+        yield from (function.name, function.domain, *function.input, *function.output, *function.attribute)
+        yield from (text for node in function.node for text in _node_texts(node))
+    for graph in dialect.graphs_of(proto.graph):
+        yield from (graph.name, graph.doc_string, *(t.name for t in graph.initializer))
+        yield from (text for node in graph.node for text in _node_texts(node))
+        for info in (*graph.input, *graph.output, *graph.value_info):
+            yield from (info.name, *(d.dim_param for d in info.type.tensor_type.shape.dim))
+
+
+def _node_texts(node: onnx.NodeProto) -> Iterator[object]:
+    yield from (node.name, node.op_type, node.domain, node.doc_string, *node.input, *node.output)
+    yield from (attribute.name for attribute in node.attribute)
 
 
 def all_tensors(proto: onnx.ModelProto) -> Iterator[onnx.TensorProto]:

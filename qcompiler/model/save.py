@@ -21,7 +21,9 @@ EXTERNAL_ABOVE_BYTES = 2**30
 
 _REPORT = "report.json"
 _CHOOSE = "choose another folder with -o"
-_FILE_SYSTEM_ERRNOS = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO))
+_FILE_SYSTEM_ERRNOS = frozenset(
+    (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
+)
 _STREAM_ABOVE_BYTES = 2**16
 _GRAPH_FIELD = onnx.ModelProto.DESCRIPTOR.fields_by_name["graph"].number
 _INITIALIZER_FIELD = onnx.GraphProto.DESCRIPTOR.fields_by_name["initializer"].number

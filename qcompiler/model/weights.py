@@ -41,7 +41,7 @@ def weight_operands(node: ir.Node) -> tuple[int, ...]:
         positions = WEIGHT_INPUTS.get(node.op_type, ())
     for index in positions:
         value = node.inputs[index] if index < len(node.inputs) else None
-        if value is not None and is_float_constant(value):
+        if value is not None and is_float_constant(value) and not value.is_graph_output():
             found.append(index)
     return tuple(found)
 

@@ -73,7 +73,7 @@ def bias_floor(bias: NDArray[np.floating], low: float, high: float, levels: int)
     step = (max(high, 0.0) - min(low, 0.0)) / (levels - 1)
     if step <= 0.0:
         return np.zeros(bias.shape)
-    return np.asarray(np.abs(bias) / (max(step, SMALLEST_SCALE) * BIAS_CODES), np.float64)
+    return np.abs(np.asarray(bias, np.float64)) / (max(step, SMALLEST_SCALE) * BIAS_CODES)
 
 
 def as_rows(weight: Float32, axis: int) -> Float32:

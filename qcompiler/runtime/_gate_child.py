@@ -78,11 +78,19 @@ class Comparison:
         self.answers: tuple[list[int], list[int]] = ([], [])
         self.problem = ""
 
-    def add(self, expected: Any, found: Any) -> None:  # noqa: ANN401 - tensors, sequences, strings
-        """Take in one sample."""
+    def add(self, expected: Any, found: Any) -> None:  # noqa: ANN401 - tensors, sequences, maps
+        """Take in one sample; a sequence or a map is compared tensor by tensor."""
         self.samples += 1
-        if not isinstance(expected, np.ndarray) or expected.dtype.kind not in "fiub":
-            self.same = self.same and _equal(expected, found)
+        first, second = leaves(expected), leaves(found)
+        if len(first) != len(second):
+            self.problem = f"{len(second)} tensors instead of {len(first)}"
+            return
+        for a, b in zip(first, second, strict=True):
+            self._add(a, b)
+
+    def _add(self, expected: Any, found: Any) -> None:  # noqa: ANN401 - arrays of any type
+        if expected.dtype.kind not in "fiub":
+            self.same = self.same and bool(np.array_equal(expected, found))
             return
         if expected.shape != found.shape:
             self.problem = f"shape {found.shape} instead of {expected.shape}"
@@ -119,12 +127,13 @@ class Comparison:
         }
 
 
-def _equal(expected: Any, found: Any) -> bool:  # noqa: ANN401
-    if isinstance(expected, np.ndarray):
-        return bool(isinstance(found, np.ndarray) and np.array_equal(expected, found))
-    if isinstance(expected, list):
-        return len(expected) == len(found) and all(_equal(x, y) for x, y in zip(expected, found, strict=True))
-    return bool(expected == found)
+def leaves(value: Any) -> list[Any]:  # noqa: ANN401 - whatever the runtime returns
+    """Return the arrays in an output: its own, those of a sequence, or the keys and the values of a map."""
+    if isinstance(value, list):
+        return [leaf for item in value for leaf in leaves(item)]
+    if isinstance(value, dict):
+        return [np.asarray(list(value)), np.asarray(list(value.values()))]
+    return [np.asarray(value)]
 
 
 def read_sample(folder: str, index: int) -> dict[str, Any]:
@@ -159,7 +168,7 @@ def compare(original: Any, result: Any, job: dict[str, Any]) -> None:  # noqa: A
         found = run_sample(result, "result", job, index)
         for output, a, b in zip(outputs, expected, found, strict=True):
             output.add(a, b)
-            if job["save_outputs"]:
+            if job["save_outputs"] and isinstance(a, np.ndarray):
                 kept[f"original/{index:05d}/{output.name}"] = a
                 kept[f"result/{index:05d}/{output.name}"] = b
     if job["save_outputs"]:

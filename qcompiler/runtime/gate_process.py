@@ -144,7 +144,8 @@ def _read(text: str, code: int) -> GateFindings:
             entry = json.loads(line)
         except ValueError:
             continue
-        stages[entry["stage"]] = entry
+        if isinstance(entry, dict) and "stage" in entry:  # a custom operator may print, too
+            stages[entry["stage"]] = entry
     failure, failed = "", stages.get("failed", {})
     if failed:
         failure = shorten(str(failed["reason"]))

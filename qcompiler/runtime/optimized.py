@@ -131,8 +131,10 @@ def node_macs(node: ir.Node) -> int:
     weight = node.inputs[1] if len(node.inputs) > 1 else None
     if output is None or weight is None or weight.shape is None:
         return 0
-    produced = int(np.prod([d if isinstance(d, int) else 1 for d in output]))
-    dims = [d if isinstance(d, int) else 1 for d in weight.shape]
+    produced, dims = int(np.prod(_sizes(output))), _sizes(weight.shape)
+    if node.op_type == "ConvTranspose":  # every input element meets every weight of its channel
+        data = node.inputs[0].shape if node.inputs[0] is not None else None
+        return int(np.prod(_sizes(data))) * int(np.prod(dims[1:])) if data is not None else 0
     if node.op_type == "Conv":
         return produced * int(np.prod(dims[1:]))
     if node.op_type == "MatMul":
@@ -141,6 +143,10 @@ def node_macs(node: ir.Node) -> int:
         flag = node.attributes.get("transB")
         return produced * (dims[1] if flag is not None and flag.as_int() else dims[0])
     return int(np.prod(dims))
+
+
+def _sizes(shape: ir.Shape) -> list[int]:
+    return [d if isinstance(d, int) else 1 for d in shape]
 
 
 RUNTIME_INSERTED = "(inserted by the runtime)"

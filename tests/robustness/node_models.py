@@ -62,9 +62,9 @@ def stored_inputs(case: Any) -> Inputs:
     return {info.name: np.asarray(v) for info, v in values if isinstance(v, (np.ndarray, np.generic))}
 
 
-def write_data(inputs: Inputs, path: Path) -> None:
-    """Write samples as ``.npz``: the stored inputs and, of floats, versions a little larger and smaller."""
-    scales = np.linspace(1.0, 0.9, SAMPLES)
+def write_data(inputs: Inputs, path: Path, *, smallest: float = 1.0) -> None:
+    """Write samples as ``.npz``: the stored inputs again and again, floats scaled down to ``smallest``."""
+    scales = np.linspace(1.0, smallest, SAMPLES)
     arrays = {
         name: np.stack([(v * s).astype(v.dtype) if v.dtype.kind == "f" else v for s in scales])
         for name, v in inputs.items()

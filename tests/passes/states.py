@@ -1,0 +1,127 @@
+"""States in which every pass finds what it requires, and what must stay the same when it runs."""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import helper, numpy_helper
+
+from qcompiler.model.save import to_proto
+from qcompiler.plan import CompressionPlan
+from qcompiler.state import Context, State
+from tests.compiling import PLANNING, context, run_passes, samples, start
+from tests.models import FLOAT, build, conv_net, token_net
+
+BEFORE_LOWERING = ("fold-batch-norm", *PLANNING, "correct-bias")
+
+BEFORE: dict[str, tuple[str, ...]] = {
+    "widen-float16": (),
+    "fold-batch-norm": (),
+    "equalize-channels": ("fold-batch-norm",),
+    "estimate-statistics": ("fold-batch-norm",),
+    "place": ("fold-batch-norm",),
+    "observe": ("fold-batch-norm", "place"),
+    "scale-weights": ("fold-batch-norm", "place", "observe"),
+    "calibrate": ("fold-batch-norm", "place", "observe", "scale-weights"),
+    "correct-bias": ("fold-batch-norm", *PLANNING),
+    "insert-qdq": BEFORE_LOWERING,
+    "insert-dynamic": BEFORE_LOWERING,
+    "pack-weights": BEFORE_LOWERING,
+    "pack-constants": BEFORE_LOWERING,
+}
+"""Pass -> what has run before it."""
+
+
+def half_net() -> onnx.ModelProto:
+    """A convolution in float16: ``x`` (1, 8, 6, 6) -> ``y`` (1, 16, 6, 6), both float16."""
+    rng = np.random.default_rng(0)
+    weight = (rng.standard_normal((16, 8, 3, 3)) / 8).astype(np.float16)
+    nodes = [
+        helper.make_node("Conv", ["x", "w", "b"], ["c"], name="conv", pads=[1, 1, 1, 1]),
+        helper.make_node("Relu", ["c"], ["y"], name="relu"),
+    ]
+    kind = onnx.TensorProto.FLOAT16
+    shape = [1, 8, 6, 6], [1, 16, 6, 6]
+    bias = rng.standard_normal(16).astype(np.float16)
+    return build(nodes, [("x", kind, shape[0])], [("y", kind, shape[1])], {"w": weight, "b": bias})
+
+
+def uneven_net() -> onnx.ModelProto:
+    """Conv, Relu, Conv whose channels differ a hundredfold: ``x`` (1, 3, 8, 8) -> ``y`` (1, 4, 8, 8)."""
+    rng = np.random.default_rng(0)
+    weight = rng.standard_normal((6, 3, 3, 3)).astype(np.float32)
+    weight *= np.array([1, 0.01, 0.3, 0.1, 0.02, 1], np.float32)[:, None, None, None]
+    constants = {
+        "w1": weight,
+        "b1": (rng.standard_normal(6) * 0.1).astype(np.float32),
+        "w2": rng.standard_normal((4, 6, 1, 1)).astype(np.float32),
+    }
+    nodes = [
+        helper.make_node("Conv", ["x", "w1", "b1"], ["c"], name="first", pads=[1, 1, 1, 1]),
+        helper.make_node("Relu", ["c"], ["r"], name="relu"),
+        helper.make_node("Conv", ["r", "w2"], ["y"], name="second"),
+    ]
+    return build(nodes, [("x", FLOAT, [1, 3, 8, 8])], [("y", FLOAT, [1, 4, 8, 8])], constants)
+
+
+def table_net() -> onnx.ModelProto:
+    """Two equal float tables of few values and one of many: ``x`` (1, 32, 32) -> ``y`` (1, 32, 32)."""
+    rng = np.random.default_rng(0)
+    table = rng.integers(0, 5, (32, 32)).astype(np.float32)
+    constants = {"few": table, "same": table.copy(), "many": rng.standard_normal((32, 32)).astype(np.float32)}
+    nodes = [
+        helper.make_node("Add", ["x", "few"], ["a"], name="first"),
+        helper.make_node("Mul", ["a", "same"], ["b"], name="second"),
+        helper.make_node("Add", ["b", "many"], ["y"], name="third"),
+    ]
+    return build(nodes, [("x", FLOAT, [1, 32, 32])], [("y", FLOAT, [1, 32, 32])], constants)
+
+
+MODELS: dict[str, Callable[[], onnx.ModelProto]] = {
+    "widen-float16": half_net,
+    "equalize-channels": uneven_net,
+    "insert-dynamic": token_net,
+    "pack-weights": token_net,
+    "pack-constants": table_net,
+}
+"""Pass -> a model in which it finds something to do; all others take ``conv_net``."""
+
+
+def before(name: str) -> tuple[State, Context]:
+    """Return a state in which a pass finds all it needs and something to do, and the context."""
+    proto = MODELS.get(name, lambda: conv_net(channels=16))()
+    state = start(proto)
+    data = samples(state.model, free=3)
+    where = context("x86", data)
+    return run_passes(state, where, *BEFORE[name]), where
+
+
+def model_bytes(state: State) -> bytes:
+    return to_proto(state.model).SerializeToString(deterministic=True)
+
+
+def plan_bytes(plan: CompressionPlan) -> bytes:
+    with tempfile.TemporaryDirectory() as folder:
+        plan.save(Path(folder))
+        return (Path(folder) / "plan.json").read_bytes() + (Path(folder) / "plan.npz").read_bytes()
+
+
+def statistics_digest(state: State) -> str:
+    """Return a digest of all statistics and moments."""
+    digest = hashlib.sha256()
+    for table in (state.statistics, state.moments):
+        for name in sorted(table):
+            found: Any = table[name]
+            parts = [getattr(found, key) for key in type(found).__slots__]
+            digest.update(repr([name, *(np.asarray(p).tobytes() for p in parts)]).encode())
+    return digest.hexdigest()
+
+
+def constants_of(model: onnx.ModelProto) -> dict[str, np.ndarray]:
+    return {t.name: numpy_helper.to_array(t) for t in model.graph.initializer}
