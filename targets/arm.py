@@ -69,5 +69,5 @@ class Arm:
         return ("insert-qdq", "insert-dynamic", "pack-weights", "pack-constants")
 
     def artifacts(self) -> tuple[str, ...]:
-        """Return the ``.ort`` file of mobile builds."""
-        return ("model.ort",)
+        """Return the ``.ort`` file of mobile builds, and the operators that a reduced build needs for it."""
+        return ("model.ort", "model.required_operators.config")

@@ -1,6 +1,7 @@
 """Measuring models; no test looks at a time."""
 
 import json
+import re
 
 import numpy as np
 import onnx
@@ -50,9 +51,27 @@ def test_two_models_on_data_as_json(run, model, tmp_path):
         (["."], 3, "holds no model.onnx"),
         (["{model}", "--threads", 0], 2, "threads is 0"),
         (["{model}", "--data", "none.npz"], 3, "no data at none.npz"),
+        (["{model}", "--device", "board"], 2, "device 'board' is not known; give one of local, ssh://"),
+        (["{model}", "--device", "ssh://nobody.invalid"], 6, "ssh://nobody.invalid cannot be reached"),
     ],
 )
 def test_refusals(run, model, words, code, message):
     result = run("profile", *(str(word).format(model=model) for word in words))
     assert (result.code, result.out) == (code, "")
     assert message in result.err
+
+
+def test_layers_and_device_are_shown(run, model):
+    result = run("profile", model, "--compare", model, "--seconds", 0.05, "--layers")
+    assert result.code == 0
+    assert re.search(r"^node +operator +us +us of OTHER +% of model$", result.out, re.MULTILINE)
+    assert re.search(r"^MatMul +MatMul ", result.out, re.MULTILINE)
+    assert re.search(r"^device +local *$", result.out, re.MULTILINE)
+    assert re.search(r"^versions +python \d.*onnxruntime \d", result.out, re.MULTILINE)
+
+
+def test_json_holds_layers_and_device(run, model):
+    found = json.loads(run("profile", model, "--seconds", 0.05, "--layers", "--json").out)
+    assert found["device"]["name"] == "local"
+    assert found["device"]["peak_memory_bytes"] > 0
+    assert "MatMul" in [row["name"] for row in found["layers"]]

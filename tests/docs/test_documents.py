@@ -32,7 +32,7 @@ def test_links_lead_to_files(root):
 
 def test_readme_links_every_guide_and_the_changelog_is_there(root):
     readme = (root / "README.md").read_text(encoding="utf-8")
-    for name in ("cli", "recipe", "report-schema", "writing-a-pass", "writing-a-target"):
+    for name in ("cli", "recipe", "report-schema", "writing-a-pass", "writing-a-target", "devices"):
         assert f"docs/{name}.md" in readme
     assert (root / "CHANGELOG.md").read_text(encoding="utf-8").startswith("# Changelog")
     assert "Apache License" in (root / "LICENSE").read_text(encoding="utf-8")

@@ -10,9 +10,9 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from qcompiler.counts import InstructionCounts
 from qcompiler.errors import QCompileError
 from qcompiler.model.probe import shorten
-from qcompiler.records import InstructionCounts
 from qcompiler.runtime.emulation._guest import COUNTED_RUNS
 from qcompiler.runtime.emulation.board import Board
 from qcompiler.runtime.emulation.build import Emulator

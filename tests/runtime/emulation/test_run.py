@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from qcompiler.counts import InstructionCounts
 from qcompiler.errors import QCompileError
-from qcompiler.records import InstructionCounts
 from qcompiler.runtime.emulation import run
 from qcompiler.runtime.emulation.board import BOARDS
 
