@@ -77,7 +77,7 @@ def run_emulated(emulator: Emulator, board: Board, job: EmulatedJob) -> Emulated
     place.write_text(json.dumps(document), encoding="utf-8")
     try:
         done = subprocess.run(
-            emulator.command(board, [str(_GUEST), str(place)], counts),
+            emulator.command(board, ["-P", str(_GUEST), str(place)], counts),
             env=emulator.environment(),
             stdin=subprocess.DEVNULL,
             capture_output=True,

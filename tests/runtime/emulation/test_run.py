@@ -129,7 +129,7 @@ class FakeEmulator:
         self.script = script
 
     def command(self, board, arguments, counts=None):
-        return [sys.executable, "-c", self.script, *arguments[1:], str(counts)]
+        return [sys.executable, "-c", self.script, *arguments[2:], str(counts)]
 
     def environment(self):
         return {}
