@@ -263,13 +263,11 @@ class _Compilation:
         self, state: State, reports: tuple[PassReport, ...], context: Context
     ) -> tuple[State, tuple[PassReport, ...]]:
         """Split the network by measured latency, at -O2 and on the target itself."""
-        recipe = self.job.recipe
-        if recipe.effort < PLACING_EFFORT or recipe.replay is not None or not self.target.executes_here:
+        recipe, here = self.job.recipe, self.target.executes_here and self.target.runtime_name == "onnxruntime"
+        if recipe.effort < PLACING_EFFORT or recipe.replay is not None or not here:
             return state, reports
         started = time.perf_counter()
-        state, report = place_by_measurement(
-            state, context, self.job.samples.verification, self._lowered_model(context)
-        )
+        state, report = place_by_measurement(state, context, self.job.samples.probe, self._lowered_model(context))
         return state, (*reports, replace(report, seconds=time.perf_counter() - started))
 
     def _lowered_model(self, context: Context) -> Callable[[State], ir.Model]:

@@ -88,11 +88,11 @@ def profile_model(model: Path, other: Path | None = None, options: ProfileOption
     """
     options = options or ProfileOptions()
     device = open_device(options.device)
-    paths = tuple(_model_file(p) for p in (model, other) if p is not None)
+    paths = tuple(model_file(p) for p in (model, other) if p is not None)
     with tempfile.TemporaryDirectory(prefix="qcompile-profile-") as name:
         sources = [read_source(path) for path in paths]
         models = [to_ir(source) for source in sources]
-        sample = _one_sample(models[0], options)
+        sample = one_sample(models[0], options.data, options.seed)
         write_samples(sample, Path(name))
         if options.layers:
             sources = [_named(s, m, Path(name) / str(i)) for i, (s, m) in enumerate(zip(sources, models, strict=True))]
@@ -117,8 +117,12 @@ def profile_model(model: Path, other: Path | None = None, options: ProfileOption
     )
 
 
-def _model_file(path: Path) -> Path:
-    """Return the model of a result folder, or the file itself."""
+def model_file(path: Path) -> Path:
+    """Return the model of a result folder, or the file itself.
+
+    Raises:
+        ModelError: the folder holds no model.
+    """
     if not path.is_dir():
         return path
     if not (path / "model.onnx").is_file():
@@ -126,11 +130,16 @@ def _model_file(path: Path) -> Path:
     return path / "model.onnx"
 
 
-def _one_sample(model: ir.Model, options: ProfileOptions) -> Dataset:
+def one_sample(model: ir.Model, data: str | None, seed: int = 0) -> Dataset:
+    """Return one sample for a model: the first of some data, or a generated one.
+
+    Raises:
+        DataError: the data does not fit the model.
+    """
     specs = input_specs(model)
-    if options.data is None:
-        return synthetic_inputs(specs, 1, options.seed)
-    return Subset(open_dataset(options.data, specs, ImagePreprocessing()), (0,))
+    if data is None:
+        return synthetic_inputs(specs, 1, seed)
+    return Subset(open_dataset(data, specs, ImagePreprocessing()), (0,))
 
 
 # -- layers --------------------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ TIERS: tuple[frozenset[str], ...] = tuple(
     frozenset(names.split())
     for names in (
         "errors",
-        "quant",
+        "counts quant",
         "plan records recipe",
         "recipe_file state",
         "protocols",
@@ -28,6 +28,7 @@ TIERS: tuple[frozenset[str], ...] = tuple(
         "runtime",
         "floors metrics",
         "artifacts graphsurgeon layers lowering min_cut profiling report samples verify",
+        "counting",
         "decoding passes targets",
         "pipeline registry",
         "linting repair shared_plan trial",

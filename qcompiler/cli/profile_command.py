@@ -36,8 +36,9 @@ _LAYERS_SHOWN = 20
     "--device",
     default="local",
     metavar="DEVICE",
-    help="Where to measure: local (default), ssh://[USER@]BOARD[:PORT] or adb[:SERIAL]. What is behind ssh or adb "
-    "needs Python with NumPy and onnxruntime; ?python=PATH at the end names which.",
+    help="Where to measure: local (default), ssh://[USER@]BOARD[:PORT], adb[:SERIAL] or emulated:BOARD, "
+    "which counts instructions. What is behind ssh or adb needs Python with NumPy and onnxruntime; ?python=PATH at "
+    "the end names which.",
 )
 @click.option("--layers", is_flag=True, help="Also show where the time goes, node by node.")
 @click.option("--data", metavar="PATH", help="Samples, as for compiling; the first is run. Default: generated.")
@@ -46,6 +47,8 @@ _LAYERS_SHOWN = 20
 @click.option("--json", "as_json", is_flag=True, help="Print the figures as JSON on stdout.")
 def profile_command(model: Path, other: Path | None, as_json: bool, **options: Any) -> int:  # noqa: ANN401
     """Measure the latency of a model file or of a result folder, whatever its target."""
+    if options["device"].startswith("emulated:"):
+        return _count(model, other, as_json, options)
     from qcompiler.profiling import ProfileOptions, profile_model
 
     result = profile_model(model, other, ProfileOptions(**options))
@@ -53,6 +56,21 @@ def profile_command(model: Path, other: Path | None, as_json: bool, **options: A
         print_json(_document(result))
     else:
         _print(result)
+    return 0
+
+
+def _count(model: Path, other: Path | None, as_json: bool, options: dict[str, Any]) -> int:
+    """Count instructions where there is no hardware to measure."""
+    from qcompiler.cli.count_output import print_counts
+    from qcompiler.cli.progress import show_progress
+    from qcompiler.counting import count_model
+    from qcompiler.errors import UsageError
+
+    if options["threads"] != 1:
+        raise UsageError("an emulated board has one core; leave --threads out")
+    with show_progress() as progress:
+        result = count_model(model, other, device=options["device"], data=options["data"], progress=progress)
+    print_counts(result, as_json=as_json, layers=options["layers"])
     return 0
 
 

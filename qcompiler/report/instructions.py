@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from qcompiler.records import EmulatedRun, InstructionCounts, NodeInstructions
+from qcompiler.counts import EmulatedRun, InstructionCounts, NodeInstructions
 from qcompiler.report.words import shorten
 
 TITLE = "Instructions per run (emulated)"

@@ -9,13 +9,11 @@ from typing import Any
 
 import numpy as np
 
+from qcompiler.counts import EmulatedOutput, EmulatedRun, InstructionCounts, NodeInstructions
 from qcompiler.plan import CompressionPlan, NodePlan, Precision, QuantSpec, Role, TensorPlan
 from qcompiler.records import (
     DataFacts,
-    EmulatedOutput,
-    EmulatedRun,
     Floor,
-    InstructionCounts,
     IntegerShare,
     LatencyComparison,
     LatencyProfile,
@@ -24,7 +22,6 @@ from qcompiler.records import (
     Metric,
     MetricComparison,
     ModelFacts,
-    NodeInstructions,
     OutputComparison,
     PassReport,
     Skip,

@@ -7,7 +7,7 @@ import re
 
 import pytest
 
-from qcompiler.records import EmulatedOutput
+from qcompiler.counts import EmulatedOutput
 from qcompiler.report import document, instructions
 from qcompiler.report.html import render_html
 from tests.report.builder import emulated_report, make_report

@@ -37,7 +37,7 @@ def open_device(text: str) -> Device:
     scheme = text.partition("?")[0].partition(":")[0]
     if scheme not in SCHEMES:
         forms = ", ".join(s.form for s in SCHEMES.values())
-        raise UsageError(f"device '{text}' is not known; give one of {forms}")
+        raise UsageError(f"device '{text}' is not known; give one of {forms}, emulated:BOARD")
     module, _, name = SCHEMES[scheme].place.partition(":")
     return cast(Device, getattr(import_module(module), name).parse(text))
 

@@ -9,8 +9,10 @@ import shutil
 import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
+
+import numpy
+import onnxruntime
 
 from qcompiler.errors import RuntimeUnavailable
 from qcompiler.runtime.emulation.board import BOARDS, Board, write_board
@@ -61,9 +63,8 @@ class Emulator:
             arguments: of Python.
             counts: where to write the counts; None counts nothing, which is faster.
         """
-        return _command(self.tree, self.qemu, board, ["-plugin", f"{self.counter},out={counts}"] if counts else []) + (
-            arguments
-        )
+        plugin = ["-plugin", f"{self.counter},out={counts}"] if counts else []
+        return [*_command(self.tree, self.qemu, board, plugin), *arguments]
 
     def environment(self) -> dict[str, str]:
         """Return the environment for ``command``: the user's, without what is meant for another Python."""
@@ -81,7 +82,7 @@ def prepare_emulator(started: Callable[[str], None] = lambda what: None) -> Emul
         OutputError: the cache cannot be written.
     """
     _check_system()
-    wheels = {name: version(name) for name in ("onnxruntime", "numpy")}
+    wheels = {"onnxruntime": onnxruntime.__version__, "numpy": numpy.__version__}
     key = "-".join(f"{name}{number}" for name, number in wheels.items())
     home = cache_folder() / "emulation"
     own_qemu = _installed_qemu()
@@ -94,8 +95,7 @@ def prepare_emulator(started: Callable[[str], None] = lambda what: None) -> Emul
     tree = cached(home / name, build)
     qemu = own_qemu or tree / "qemu" / "usr" / "bin" / "qemu-aarch64"
     libraries = "" if own_qemu else _libraries(tree)
-    found = _output([str(qemu), "--version"], libraries)
-    versions = {"qemu": found.split("version", 1)[-1].split()[0], "python": PYTHON, **wheels}
+    versions = {"qemu": _qemu_version(qemu, libraries), "python": PYTHON, **wheels}
     return Emulator(
         tree=tree, qemu=qemu, libraries=libraries, counter=_compiled(home), versions=tuple(versions.items())
     )
@@ -124,6 +124,13 @@ def _installed_qemu() -> Path | None:
     except RuntimeUnavailable:
         return None
     return Path(found) if usable else None
+
+
+def _qemu_version(qemu: Path, libraries: str) -> str:
+    words = _output([str(qemu), "--version"], libraries).split()
+    if "version" not in words[:-1]:
+        raise RuntimeUnavailable(f"{qemu} does not start: {' '.join(words)[:300] or 'no message'}; {GET_QEMU}")
+    return words[words.index("version") + 1]
 
 
 def _output(command: list[str], libraries: str) -> str:

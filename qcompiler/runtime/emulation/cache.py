@@ -60,6 +60,8 @@ def is_complete(place: Path) -> bool:
 
 
 def _build(place: Path, build: Callable[[Path], None]) -> None:
+    for left in place.parent.glob(f".{place.name}-*"):  # of a process that was killed: we hold the lock
+        shutil.rmtree(left, ignore_errors=True)
     with tempfile.TemporaryDirectory(prefix=f".{place.name}-", dir=place.parent) as name:
         made, old = Path(name) / "new", Path(name) / "old"
         made.mkdir()

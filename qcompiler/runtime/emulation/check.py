@@ -6,17 +6,17 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from qcompiler.counts import Agreement, EmulatedOutput, EmulatedRun, InstructionCounts, NodeInstructions
 from qcompiler.data import Dataset, Subset
 from qcompiler.errors import RuntimeUnavailable, UsageError
 from qcompiler.quant.grid import power_ratio_db
 from qcompiler.recipe import Recipe
-from qcompiler.records import EmulatedOutput, EmulatedRun, InstructionCounts, NodeInstructions, Verdict
+from qcompiler.records import Verdict
 from qcompiler.runtime.emulation.board import Board, boards_for
 from qcompiler.runtime.emulation.build import Emulator, prepare_emulator
 from qcompiler.runtime.emulation.run import CountedModel, EmulatedFindings, EmulatedJob, run_emulated
@@ -32,8 +32,6 @@ FLOAT_TOLERANCE = 1e-5
 REQUANTIZED_DB = 40.0
 """Where such a difference decides how a value is rounded to an integer, one step of a grid remains of it."""
 _REQUANTIZING = frozenset({"DynamicQuantizeLinear", "DynamicQuantizeMatMul", "DynamicQuantizeLSTM", "MatMulNBits"})
-
-Agreement = Literal["identical", "float rounding", "requantized float", "differs"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -228,15 +226,14 @@ def node_instructions(
     """Return the instructions of every original node before and after, the most expensive first.
 
     Args:
-        models: "original" and "result" -> what was counted.
+        models: "original" and "result" -> what was counted; either may be missing.
         original: the float model as it was loaded.
         planned: the rewritten float model. What the runtime added is one row of its own.
     """
     spent: dict[str, dict[str, InstructionCounts]] = {}
     types = {RUNTIME_INSERTED: ""}
-    for kind, model in (("original", original), ("result", planned)):
-        origins = Origins(model)
-        found = models[kind]
+    for kind, found in models.items():
+        origins = Origins(original if kind == "original" else planned)
         for (name, _), counts in zip(found.operators, found.nodes, strict=False):
             node = origins.find(name)
             origin = node.name or "" if node is not None else RUNTIME_INSERTED

@@ -10,9 +10,9 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from qcompiler.counts import InstructionCounts
 from qcompiler.errors import QCompileError
 from qcompiler.model.probe import shorten
-from qcompiler.records import InstructionCounts
 from qcompiler.runtime.emulation._guest import COUNTED_RUNS
 from qcompiler.runtime.emulation.board import Board
 from qcompiler.runtime.emulation.build import Emulator
@@ -77,7 +77,7 @@ def run_emulated(emulator: Emulator, board: Board, job: EmulatedJob) -> Emulated
     place.write_text(json.dumps(document), encoding="utf-8")
     try:
         done = subprocess.run(
-            emulator.command(board, [str(_GUEST), str(place)], counts),
+            emulator.command(board, ["-P", str(_GUEST), str(place)], counts),
             env=emulator.environment(),
             stdin=subprocess.DEVNULL,
             capture_output=True,

@@ -104,6 +104,12 @@ def test_a_tree_is_built_once_and_holds_every_board(here, tools, monkeypatch):
     assert not (made[0].tree / "scratch").exists()
 
 
+def test_a_qemu_that_does_not_start_is_one_line(monkeypatch):
+    monkeypatch.setattr(build, "_output", lambda command, libraries: "error while loading\nlibglib")
+    with pytest.raises(RuntimeUnavailable, match=r"^/q does not start: error while loading libglib; install it"):
+        build._qemu_version(Path("/q"), "")
+
+
 def test_the_command_names_the_board_and_hides_this_python(monkeypatch):
     monkeypatch.setenv("PYTHONPATH", "/host")
     monkeypatch.setenv("LD_PRELOAD", "/host.so")

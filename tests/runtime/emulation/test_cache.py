@@ -79,6 +79,13 @@ def test_a_build_that_fails_leaves_nothing(tmp_path):
     assert is_complete(place)
 
 
+def test_what_a_killed_process_left_is_removed(tmp_path):
+    (tmp_path / ".place-killed" / "new").mkdir(parents=True)
+    (tmp_path / ".other-kept").mkdir()
+    cached(tmp_path / "place", Builder())
+    assert sorted(p.name for p in tmp_path.iterdir()) == [".other-kept", "place", "place.lock"]
+
+
 def test_two_at_once_build_one(tmp_path):
     builder, place, found = Builder(delay=0.2), tmp_path / "place", []
     threads = [threading.Thread(target=lambda: found.append(cached(place, builder))) for _ in range(4)]

@@ -7,10 +7,11 @@ import onnx_ir as ir
 import pytest
 from onnx import TensorProto, helper
 
+from qcompiler.counts import InstructionCounts
 from qcompiler.data import input_specs, synthetic_inputs
 from qcompiler.errors import RuntimeUnavailable, UsageError
 from qcompiler.recipe import Recipe
-from qcompiler.records import InstructionCounts, Verdict
+from qcompiler.records import Verdict
 from qcompiler.runtime.emulation import check
 from qcompiler.runtime.emulation.build import Emulator
 from qcompiler.runtime.emulation.run import CountedModel, EmulatedFindings

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from qcompiler.counts import InstructionCounts
 from qcompiler.errors import QCompileError
-from qcompiler.records import InstructionCounts
 from qcompiler.runtime.emulation import run
 from qcompiler.runtime.emulation.board import BOARDS
 
@@ -129,7 +129,7 @@ class FakeEmulator:
         self.script = script
 
     def command(self, board, arguments, counts=None):
-        return [sys.executable, "-c", self.script, *arguments[1:], str(counts)]
+        return [sys.executable, "-c", self.script, *arguments[2:], str(counts)]
 
     def environment(self):
         return {}
