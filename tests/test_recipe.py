@@ -87,7 +87,7 @@ def test_callable_data_is_not_taken_for_a_path(tmp_path):
         ("threads = true", "it must be an integer"),
         ("threads = 0", "threads must be at least 1"),
         ("require_data = 1", "it must be true or false"),
-        ("effort = 2", "-O2 does no more"),
+        ("effort = 3", "-O3 does no more"),
         ("targets = []", "no target given"),
         ("metric = 'top5'", "metric is 'top5'"),
         ("floors = 3", "it must be a table"),

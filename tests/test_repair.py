@@ -14,7 +14,7 @@ from qcompiler.repair import (
     DAMAGING,
     EVERYWHERE,
     MAX_REPAIRS,
-    REVERTED,
+    NAME,
     SLOWER,
     Repair,
     compute_nodes,
@@ -52,12 +52,12 @@ def test_compute_nodes_in_order(decided):
 
 
 def test_nothing_reverted_is_the_same_state(decided):
-    assert reverted(*decided, frozenset()) is decided[0]
+    assert reverted(*decided, frozenset(), NAME) is decided[0]
 
 
 def test_reverted_layers_keep_their_weights_in_integers(decided):
     state, where = decided
-    found = reverted(state, where, frozenset({"dw", "pw"}))
+    found = reverted(state, where, frozenset({"dw", "pw"}), NAME)
     assert precisions(found) == {
         "conv1": Precision.INTEGER,
         "dw": Precision.WEIGHT_ONLY,
@@ -66,7 +66,7 @@ def test_reverted_layers_keep_their_weights_in_integers(decided):
     }
     for name, tensor in found.plan.tensors.items():
         assert tensor.role is Role.BIAS or tensor is state.plan.tensors[name], "grids are kept"
-    assert found.plan.choices[REVERTED] == "dw, pw"
+    assert found.plan.choices["kept in float by repair"] == "dw, pw"
     ops = runtime_ops(lowered(found, where).model)
     assert ops.count("QLinearConv") == 1
     assert sum("Conv" in op and "QLinear" not in op for op in ops) == 2
@@ -74,7 +74,7 @@ def test_reverted_layers_keep_their_weights_in_integers(decided):
 
 def test_names_that_are_patterns_mean_themselves(decided):
     state, where = decided
-    found = reverted(state, where, frozenset({"fc"}))
+    found = reverted(state, where, frozenset({"fc"}), NAME)
     assert precisions(found)["conv1"] is Precision.INTEGER
     assert precisions(found)["fc"] is not Precision.INTEGER
 
@@ -179,6 +179,6 @@ def test_what_was_not_measured_cannot_be_repaired(decided):
 
 def test_reverting_in_one_step_or_two_is_the_same(decided):
     state, where = decided
-    both = reverted(state, where, frozenset({"dw", "conv1"}))
+    both = reverted(state, where, frozenset({"dw", "conv1"}), NAME)
     scales = {n: t.scale for n, t in both.plan.tensors.items() if t.scale is not None}
     assert all(np.array_equal(s, state.plan.tensors[n].scale) for n, s in scales.items())

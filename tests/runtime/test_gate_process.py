@@ -124,7 +124,7 @@ def test_every_stage_reports(tmp_path):
     assert set(found.nodes) == {"original", "result"}
     assert found.memory.keys() == found.seconds.keys() == {"original", "result"}
     origins = Origins(start(proto).model)
-    timed = {node.name for name, _, _ in found.nodes["original"] if (node := origins.find(name)) is not None}
+    timed = {node.name for row in found.nodes["original"] if (node := origins.find(row.name)) is not None}
     assert {"conv1", "dw", "pw", "fc"} <= timed
 
 

@@ -7,6 +7,7 @@ import onnx
 import pytest
 from onnx import helper
 
+from qcompiler.runtime.gate_process import ProfiledNode
 from qcompiler.runtime.optimized import (
     RUNTIME_INSERTED,
     Origins,
@@ -128,7 +129,8 @@ def test_times_are_summed_by_original_node():
         "original": [("conv1", "Conv", 10.0), ("act1", "Relu", 5.0), ("pool", "GlobalAveragePool", 1.0)],
         "result": [("conv1_quant", "QLinearConv", 4.0), ("image_q", "QuantizeLinear", 2.0), ("xyz", "Transpose", 1.0)],
     }
-    found = {t.name: t for t in node_times(nodes, model, model)}
+    rows = {kind: [ProfiledNode(name, op, us, us, 1) for name, op, us in listed] for kind, listed in nodes.items()}
+    found = {t.name: t for t in node_times(rows, model, model)}
     assert (found["conv1"].before_us, found["conv1"].after_us) == (15.0, 4.0), "the Relu is part of its layer"
     assert found["pool"].after_us is None
     assert found[RUNTIME_INSERTED].after_us == 3.0
