@@ -27,15 +27,11 @@ def _compute(op_type: str, runtime_op: str, *, output: bool = True) -> OpRule:
 
 
 def _light(op_type: str, runtime_op: str, needs: str = "") -> OpRule:
-    return OpRule(
-        op_type=op_type, precision=Precision.INTEGER, activations=(U8,), runtime_op=runtime_op, needs=needs
-    )
+    return OpRule(op_type=op_type, precision=Precision.INTEGER, activations=(U8,), runtime_op=runtime_op, needs=needs)
 
 
 def _move(op_type: str, needs: str = "") -> OpRule:
-    return OpRule(
-        op_type=op_type, precision=Precision.MOVE, activations=(U8,), runtime_op=op_type, needs=needs
-    )
+    return OpRule(op_type=op_type, precision=Precision.MOVE, activations=(U8,), runtime_op=op_type, needs=needs)
 
 
 ORT_CPU_RULES: tuple[OpRule, ...] = (
@@ -97,9 +93,7 @@ def find_rule(
             continue
         if weights is not None and not any(_fits(weights, allowed) for allowed in rule.weights):
             runs = ", ".join(g.describe() for g in rule.weights) or "none"
-            return Refusal(
-                f"{op_type} with {weights.describe()} weights has no integer kernel; it has {runs}"
-            )
+            return Refusal(f"{op_type} with {weights.describe()} weights has no integer kernel; it has {runs}")
         return rule
     if wanted is Precision.DYNAMIC:
         return Refusal(f"the target has no integer kernel with run-time activation scales for {op_type}")
