@@ -86,7 +86,8 @@ def _without(state: State, values: frozenset[str]) -> CompressionPlan:
     for node in state.model.graph if values else ():
         decision = state.plan.nodes.get(node.name or "")
         inputs = [v.name or "" for v in node.inputs if v is not None]
-        touched = values.intersection([*inputs, *(v.name or "" for v in node.outputs)])
+        fused = [u.node.outputs[0] for v in node.outputs for u in v.uses() if u.node.op_type in ("Relu", "Clip")]
+        touched = values.intersection([*inputs, *(v.name or "" for v in (*node.outputs, *fused))])
         if decision is None or not touched or decision.precision not in (Precision.INTEGER, Precision.MOVE):
             continue
         stored = any(n in state.plan.tensors and state.plan.tensors[n].role is Role.WEIGHT for n in inputs)

@@ -223,7 +223,7 @@ class _Placer:
                 continue
             missing = [v for v in self._values_of(node) if v.name not in self.known]
             if missing:
-                reason = "without data the range of what it reads is unknown"
+                reason = "the range of what it reads is unknown"
                 precision = Precision.FLOAT
                 if node.op_type == "MatMul" and not choice.fused and self._dynamic_runs(node):
                     precision = Precision.DYNAMIC

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -40,6 +41,8 @@ class WidenFloat16:
         half_outputs = frozenset(v.name or "" for v in model.graph.outputs if v.dtype is HALF)
         widened = 0
         for graph in model.graphs():
+            for value in () if graph is model.graph else graph.inputs:
+                _widen_type(value)
             for value in list(graph.initializers.values()):
                 if value.const_value is not None and value.const_value.dtype is HALF:
                     replace_constant(value, tensor_array(value.const_value).astype(np.float32))
@@ -47,23 +50,33 @@ class WidenFloat16:
         for node, _ in all_nodes(model):
             _widen_attributes(node)
             for output in node.outputs:
-                if output.dtype is HALF:
-                    output.type = ir.TensorType(SINGLE)
+                _widen_type(output)
         _cast_ends(model, half_outputs)
         report = PassReport(name=self.name, changed=True, metrics=(Metric("widened", widened, "constants"),))
         return PassResult(replace(state, model=model), report)
 
 
 def _is_half(model: ir.Model) -> bool:
+    """Return True if a model stores float16, and does not take or give it in anything but tensors."""
+    ends = (*model.graph.inputs, *model.graph.outputs)
+    if any(v.dtype is HALF and not isinstance(v.type, ir.TensorType) for v in ends):
+        return False
     values = [v for g in model.graphs() for v in g.initializers.values()]
     return any(v.const_value is not None and v.const_value.dtype is HALF for v in values)
 
 
+def _widen_type(value: ir.Value) -> None:
+    if value.dtype is HALF:
+        value.type = copy.deepcopy(value.type)  # a clone shares it with the original
+        value.dtype = SINGLE
+
+
 def _widen_attributes(node: ir.Node) -> None:
-    """Let Cast nodes to float16 produce float32, and widen constants held in attributes."""
-    target = node.attributes.get("to")
-    if node.op_type == "Cast" and target is not None and target.as_int() == HALF.value:
-        node.attributes["to"] = ir.AttrInt64("to", SINGLE.value)
+    """Let nodes that are told to produce float16 produce float32, and widen constants held in attributes."""
+    for name in ("to", "dtype"):
+        target = node.attributes.get(name)
+        if node.domain in ("", "ai.onnx") and target is not None and target.as_int() == HALF.value:
+            node.attributes[name] = ir.AttrInt64(name, SINGLE.value)
     held = node.attributes.get("value")
     if held is not None and held.type == ir.AttributeType.TENSOR and held.as_tensor().dtype is HALF:
         wide = held.as_tensor().numpy().astype(np.float32)

@@ -122,7 +122,7 @@ def _bias_holds(node: ir.Node, lowered: ir.Node, plan: CompressionPlan) -> bool:
     scale = constant_of(maker.inputs[1]) if maker is not None else None
     room = 0.0 if scale is None else scale.astype(np.float64) * 0.5
     # Bias and correction were added in float64 and stored in float32.
-    rounding = np.abs(expected) * 2.0**-23
+    rounding = np.abs(expected) * 2.0**-23 + float(np.finfo(np.float32).tiny)
     return found is not None and bool(np.all(np.abs(found - expected) <= room + rounding))
 
 

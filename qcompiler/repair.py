@@ -151,7 +151,9 @@ def reverted(state: State, context: Context, nodes: frozenset[str], by: str) -> 
     before = {n.name: n for n in state.plan.nodes.values() if _is_reverted(n)}
     names = sorted(nodes | before.keys())
     rules = tuple(MatchRule(pattern=f"^{re.escape(n)}$", scheme="weight_only") for n in names)
-    calmer = replace(context, recipe=replace(context.recipe, rules=(*context.recipe.rules, *rules)))
+    recipe = replace(context.recipe, rules=(*context.recipe.rules, *rules))
+    # Without calibration samples the pass goes by what was observed: what never was stays in float.
+    calmer = replace(context, recipe=recipe, calibration=None)
     placed = make_pass("place").run(state, calmer).state.plan
     kept = {k: state.plan.tensors.get(k, t) for k, t in placed.tensors.items()}
     kept |= {k: t for k, t in state.plan.tensors.items() if t.role is Role.BIAS}

@@ -6,6 +6,7 @@ import errno
 import secrets
 import shutil
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 
@@ -156,9 +157,11 @@ class OutputFolder:
         self._check_replaceable(self.folder, force)
         self._check_replaceable(self.failed, force=True)
         self.path = self.folder
+        self._made: tuple[Path, ...] = ()
 
     def __enter__(self) -> OutputFolder:
         try:
+            self._made = tuple(p for p in self.folder.parents if not p.exists())
             self.folder.parent.mkdir(parents=True, exist_ok=True)
             self.path = self._neighbor("partial")
             self.path.mkdir()
@@ -171,6 +174,9 @@ class OutputFolder:
     ) -> None:
         if ".partial-" in self.path.name:
             shutil.rmtree(self.path, ignore_errors=True)
+            with suppress(OSError):  # what others put there meanwhile stays
+                for parent in self._made:
+                    parent.rmdir()
         if isinstance(error, OSError) and error.errno in _FILE_SYSTEM_ERRNOS:
             raise self._refused(error) from error
 

@@ -80,6 +80,17 @@ def test_an_activation_that_was_never_observed_takes_its_nodes_back_to_float():
     lower(run_passes(blind, where, "calibrate{method=minmax}"), where)  # and that can be written
 
 
+def test_a_layer_goes_back_with_the_activation_that_is_fused_into_it():
+    state, where = planned(conv_net(channels=16, batch_norm=False), passes=READY)
+    blind = replace(state, statistics={k: v for k, v in state.statistics.items() if k != "d6"})
+    found = run_passes(blind, where, "calibrate{method=minmax}")
+    precisions = {n: p.precision for n, p in found.plan.nodes.items()}
+    assert precisions["dw"] is Precision.WEIGHT_ONLY
+    assert precisions["relu6"] is Precision.FLOAT
+    assert precisions["pw"] is Precision.WEIGHT_ONLY
+    assert "DequantizeLinear" not in [n.op_type for n in lower(found, where).model.graph if "dw" in (n.name or "")]
+
+
 def test_unknown_methods_are_refused():
     with pytest.raises(UsageError, match="median"):
         make_pass("calibrate{method=median}")

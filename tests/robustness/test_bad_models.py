@@ -190,3 +190,10 @@ def test_reason_for_each_tensor(command: Command, tmp_path: Path) -> None:
     line = command(models.save(models.dense_net(width=4), tmp_path)).refused(5)
     for name in ("w1", "w2", "b1"):
         assert f"{name}: " in line
+
+
+def test_nothing_for_several_targets_leaves_no_folder(command: Command, tmp_path: Path) -> None:
+    path = models.save(models.dense_net(width=4), tmp_path)
+    ended = command(path, "--target", "arm", "-o", "new/place")
+    ended.refused(5, "nothing to compress")
+    assert list(ended.folder.iterdir()) == []
