@@ -185,7 +185,9 @@ def _probe(folder: Path, own_qemu: Path | None) -> None:
 def _command(tree: Path, qemu: Path, board: Board, plugin: list[str]) -> list[str]:
     root, site = tree / "root", tree / "site"
     for_guest = [word for name in ("LD_LIBRARY_PATH", "LD_PRELOAD") for word in ("-U", name)]
-    for pair in (f"PYTHONHOME={root / 'usr'}", f"PYTHONPATH={site}", "OPENBLAS_NUM_THREADS=1"):
+    # One thread only, or what it runs cannot be told from the rest: telemetry would start one of its own.
+    alone = ("OPENBLAS_NUM_THREADS=1", "ORT_DISABLE_TELEMETRY=1")
+    for pair in (f"PYTHONHOME={root / 'usr'}", f"PYTHONPATH={site}", *alone):
         for_guest += ["-E", pair]
     python = root / "usr" / "bin" / f"python{PYTHON}"
     return [str(qemu), "-cpu", board.cpu, "-L", str(tree / "boards" / board.name), *for_guest, *plugin, str(python)]

@@ -6,7 +6,8 @@
  *     m TOTAL DOT MATRIX WIDENING FMLA    getppid, which the program calls to mark a place in its run
  *     c TOTAL DOT MATRIX WIDENING FMLA    clock_gettime, which ONNX Runtime's profiler reads around every node
  *
- * The program must be single-threaded where it is counted: the counters are not atomic.
+ * The program must be single-threaded where it is counted: all threads share the counters, which are not atomic.
+ * Calls of other threads than the first are not written.
  *
  * Only the few functions that are used are declared, as plugin API version 1 (qemu 6 to 8) has them, so that no
  * header of qemu is needed. Encodings: Arm Architecture Reference Manual for A-profile, DDI 0487, chapter C4.
@@ -93,8 +94,8 @@ static void on_system_call(plugin_id id, unsigned cpu, int64_t number, uint64_t 
                            uint64_t e, uint64_t f, uint64_t g, uint64_t h)
 {
     uint64_t total = 0;
-    (void)id, (void)cpu, (void)a, (void)b, (void)c, (void)d, (void)e, (void)f, (void)g, (void)h;
-    if (number != GETPPID && number != CLOCK_GETTIME)
+    (void)id, (void)a, (void)b, (void)c, (void)d, (void)e, (void)f, (void)g, (void)h;
+    if (cpu != 0 || (number != GETPPID && number != CLOCK_GETTIME))
         return;
     for (int class = 0; class < CLASSES; class++)
         total += counters[class];

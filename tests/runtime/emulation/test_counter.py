@@ -32,6 +32,7 @@ int main(int argc, char **argv)
     for (int i = 2; i < argc; i++) words[count++] = (uint32_t)strtoul(argv[i], NULL, 16);
     on_block(1, NULL);
     on_call(1, 0, 113, 0, 0, 0, 0, 0, 0, 0, 0);
+    on_call(1, 1, 173, 0, 0, 0, 0, 0, 0, 0, 0);
     on_call(1, 0, 64, 0, 0, 0, 0, 0, 0, 0, 0);
     on_call(1, 0, 173, 0, 0, 0, 0, 0, 0, 0, 0);
     return 0;

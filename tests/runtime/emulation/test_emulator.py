@@ -57,7 +57,8 @@ def runs(emulator, tmp_path_factory):
     graph = helper.make_graph(nodes, "g", values[:1], values[1:], weights)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
     (folder / "model.onnx").write_bytes(model.SerializeToString())
-    recipe = Recipe(targets=("arm:cortex-a76",), effort=0, verify="emulate", verify_samples=8)
+    np.savez(folder / "data.npz", x=generator.standard_normal((24, *shape[1:]), dtype=np.float32))
+    recipe = Recipe(targets=("arm:cortex-a76",), data=str(folder / "data.npz"), effort=0, verify="emulate")
     (result,) = compile_model(folder / "model.onnx", recipe=recipe, out=folder / "out")
     assert result.report.verdict.failure == ""
     return {run.board: run for run in result.report.verdict.emulated}
@@ -94,5 +95,6 @@ def test_the_nodes_add_up_to_a_run(runs):
         assert {"first", "second"} <= set(nodes)
         for side, whole in (("before", run.original), ("after", run.result)):
             counted = [getattr(node, side) for node in run.nodes if getattr(node, side)]
-            assert sum(c.total for c in counted) == pytest.approx(whole.total, rel=0.1)
+            # The call from Python and what the runtime does around the nodes are in the whole run alone.
+            assert sum(c.total for c in counted) == pytest.approx(whole.total, abs=100_000)
             assert sum(c.dot for c in counted) == pytest.approx(whole.dot, rel=0.01)
