@@ -144,8 +144,11 @@ class _Writer:
                 node.replace_input_with(2, self._constant(f"{node.name}_bias", row))
             return
         scale = np.asarray(weight.scale * data.scale, np.float32)
-        codes = np.clip(np.rint(row.astype(np.float64) / scale), -INT32_MAX, INT32_MAX).astype(np.int32)
-        inputs = [self._constant(f"{node.name}_bias_codes", codes), self._constant(f"{node.name}_bias_scale", scale)]
+        codes = np.rint(row.astype(np.float64) / scale)
+        if np.abs(codes).max(initial=0.0) > INT32_MAX:
+            return  # a channel with next to no weights: the runtime computes the layer in float
+        stored = self._constant(f"{node.name}_bias_codes", codes.astype(np.int32))
+        inputs = [stored, self._constant(f"{node.name}_bias_scale", scale)]
         attributes = {"axis": 0} if scale.ndim else {}
         restored = self._restore(node, inputs, attributes, f"{node.name}_bias_dq")
         node.replace_input_with(2, restored)

@@ -173,6 +173,27 @@ def bias_of_every_kind() -> onnx.ModelProto:
     return models.build(nodes, [("x", FLOAT, [2, 64])], [("y", FLOAT, [2, 64])], constants)
 
 
+def dead_channels() -> onnx.ModelProto:
+    """A channel of a convolution and one of a Gemm with next to no weights: their biases exceed 32 bits."""
+    rng = np.random.default_rng(0)
+    constants = {
+        "w": rng.standard_normal((32, 8, 3, 3)).astype(np.float32) / 8,
+        "b": np.ones(32, np.float32),
+        "v": rng.standard_normal((64, 32)).astype(np.float32) / 6,
+        "c": np.ones(64, np.float32),
+    }
+    constants["w"][3] *= np.float32(1e-20)
+    constants["v"][5] *= np.float32(1e-20)
+    nodes = [
+        helper.make_node("Conv", ["x", "w", "b"], ["h"], name="conv"),
+        helper.make_node("Relu", ["h"], ["r"], name="relu"),
+        helper.make_node("GlobalAveragePool", ["r"], ["p"], name="pool"),
+        helper.make_node("Flatten", ["p"], ["f"], name="flatten"),
+        helper.make_node("Gemm", ["f", "v", "c"], ["y"], name="fc", transB=1),
+    ]
+    return models.build(nodes, [("x", FLOAT, ["N", 8, 8, 8])], [("y", FLOAT, ["N", 64])], constants)
+
+
 BUILDERS = (
     no_inputs,
     no_float_output,
@@ -186,6 +207,7 @@ BUILDERS = (
     shared_weight,
     output_is_input_or_constant,
     bias_of_every_kind,
+    dead_channels,
 )
 
 
