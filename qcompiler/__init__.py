@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -14,6 +15,9 @@ if TYPE_CHECKING:
     from qcompiler.report.document import load_report
 
 __version__ = "0.1.0"
+
+# ONNX Runtime's wheels may report usage from a thread of their own: not from here, and not into a measurement.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 _PUBLIC = {
     "CompileResult": "qcompiler.compiler",
