@@ -13,7 +13,6 @@ import onnx_ir as ir
 from qcompiler.artifacts import write_artifact
 from qcompiler.data import Subset
 from qcompiler.errors import FloorMissed, NothingToCompress, QCompileError, UsageError
-from qcompiler.floors import floor_outcome
 from qcompiler.layers import histograms, kept_constants, layer_reports
 from qcompiler.measured_placement import place_by_measurement
 from qcompiler.model.load import LoadedModel, load_model
@@ -28,6 +27,7 @@ from qcompiler.registry import load_target, make_pass
 from qcompiler.repair import Repair
 from qcompiler.report.card import CardInputs, quantization_card
 from qcompiler.report.compare import write_comparison
+from qcompiler.report.digest import floor_sentence
 from qcompiler.report.document import write_report
 from qcompiler.report.html import write_html
 from qcompiler.runtime.available import check_shapes, runtime_of
@@ -108,9 +108,10 @@ def compile_model(
         write_comparison([r.report for r in results], folder, [p.name for p in places])
     missed = [r for r in results if not r.report.verdict.held]
     if missed:
-        floors = [floor_outcome(f) for f in missed[0].report.verdict.missed]
+        floors = [floor_sentence(f) for f in missed[0].report.verdict.missed]
         cause = missed[0].report.verdict.failure or "; ".join(floors)
-        raise FloorMissed(f"{missed[0].target}: {cause}; see {missed[0].folder}", tuple(results))
+        where = f"{path.name} for {missed[0].target}"
+        raise FloorMissed(f"{where}: {cause}; see {missed[0].folder}/report.html", tuple(results))
     return tuple(results)
 
 

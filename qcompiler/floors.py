@@ -130,10 +130,3 @@ def _at_most(name: str, limit: float, reached: float | None, unit: str, *, user:
 def _at_least(name: str, limit: float, reached: float | None, unit: str, *, user: bool) -> Floor:
     floor = _at_most(name, limit, reached, unit, user=user)
     return replace(floor, direction="at least", held=None if reached is None else bool(reached >= limit))
-
-
-def floor_outcome(floor: Floor) -> str:
-    """Return what was reached of a floor and what was wanted, as a clause of a message."""
-    if floor.reached is None:
-        return f"{floor.name} could not be measured ({floor.detail})"
-    return f"{floor.name} is {floor.reached:.4g}, {floor.direction} {floor.limit:.4g}"
