@@ -23,7 +23,7 @@ from benchmarks.scoring import (
     model_bytes,
     open_session,
 )
-from benchmarks.tables import cost_cells, decibels, latency, markdown_table, note, percent, sqnr
+from benchmarks.tables import cost_cells, decibels, latency, markdown_table, note, percent, sqnr, wrapped
 
 SILERO = "silero_vad"
 MINILM = "all_minilm_l6_v2"
@@ -60,7 +60,7 @@ def speech_section(data: Path, scratch: Path, hidden: Mapping[str, str]) -> str:
         rows.append([*cells, *_file_cells(path, original, ratio)])
     header = ("tool", "speech windows %", "mean probability", "same answer %", *_FILE_HEADER)
     about = f"snakers4/silero-vad; MIT. speech_20s.wav, {len(probabilities[0])} windows of {_WINDOW} samples."
-    return f"### {SILERO}\n\n{about}\n\n{_table(header, rows, runs, hidden)}"
+    return f"### {SILERO}\n\n{wrapped(about)}\n\n{_table(header, rows, runs, hidden)}"
 
 
 def _silence() -> Array:
@@ -103,7 +103,7 @@ def text_section(data: Path, scratch: Path, hidden: Mapping[str, str], all_pairs
         "sentence-transformers/all-MiniLM-L6-v2; Apache-2.0. Multi30k train (en): calibrate lines "
         f"0-{_CALIBRATION_SENTENCES - 1}; STS14: score {len(gold)} of {available} pairs, evenly spaced."
     )
-    return f"### {MINILM}\n\n{about}\n\n{_table(header, rows, runs, hidden)}"
+    return f"### {MINILM}\n\n{wrapped(about)}\n\n{_table(header, rows, runs, hidden)}"
 
 
 def _caption_tokens(data: Path) -> Arrays:
@@ -170,7 +170,7 @@ def large_section(scratch: Path, hidden: Mapping[str, str]) -> str:
         f"{_LARGE_LAYERS} MatMul layers, {_LARGE_WIDTH} x {_LARGE_WIDTH} float32, random, in external data; "
         "compiled without data, scored on 4 random samples."
     )
-    return f"### {LARGE}\n\n{about}\n\n{_table(header, rows, runs, hidden)}"
+    return f"### {LARGE}\n\n{wrapped(about)}\n\n{_table(header, rows, runs, hidden)}"
 
 
 _FILE_HEADER = ("ops in float", "ops in integer", "file bytes", "file / float", "latency, min")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import platform
+import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -20,6 +21,11 @@ def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """Return a table; the first column is aligned left and the others right."""
     lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
+
+
+def wrapped(text: str) -> str:
+    """Return a paragraph in lines of at most 110 characters."""
+    return textwrap.fill(text, 110, break_long_words=False, break_on_hyphens=False)
 
 
 def percent(share: float | None) -> str:
@@ -93,7 +99,7 @@ def model_section(result: ModelResult, hidden: Mapping[str, str]) -> str:
     )
     rows = [["float original", *_score_cells(result.original), "", "", ""]]
     rows += [[entry.run.name, *_entry_cells(entry, hidden)] for entry in result.entries]
-    about = f"{result.model.source}. {result.model.rows}."
+    about = wrapped(f"{result.model.source}. {result.model.rows}.")
     return f"### {result.model.name}\n\n{about}\n\n{markdown_table(header, rows)}"
 
 
