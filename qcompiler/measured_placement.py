@@ -23,7 +23,14 @@ from qcompiler.min_cut import (
 from qcompiler.model.save import save_model
 from qcompiler.records import Metric, PassReport
 from qcompiler.repair import reverted
-from qcompiler.runtime.gate_process import GateJob, ProfiledNode, latency_comparison, run_gate, write_samples
+from qcompiler.runtime.gate_process import (
+    GateFindings,
+    GateJob,
+    ProfiledNode,
+    latency_comparison,
+    run_gate,
+    write_samples,
+)
 from qcompiler.runtime.latency_db import Conditions, LatencyDatabase, NodeLatency
 from qcompiler.runtime.machine import machine_name
 from qcompiler.runtime.optimized import Origins
@@ -146,17 +153,23 @@ def _measure(state: State, context: Context, folder: Path, integer: Path) -> Mea
 
 
 def _profile(original: Path, integer: Path, folder: Path, context: Context) -> dict[str, list[ProfiledNode]]:
+    found = _run("profile", original, integer, folder, context).nodes
+    return {"original": found.get("original", []), "result": found.get("result", [])}
+
+
+def _run(stage: str, first: Path, second: Path, folder: Path, context: Context) -> GateFindings:
+    """Return what the gate's child finds out about two models in alternating runs."""
     job = GateJob(
-        original=original,
-        result=integer,
+        original=first,
+        result=second,
         samples=folder,
         count=1,
         threads=context.recipe.threads,
-        stages=("profile",),
+        stages=(stage,),
+        latency_seconds=LATENCY_SECONDS,
         profile_runs=PROFILE_RUNS,
     )
-    found = run_gate(job, folder).nodes
-    return {"original": found.get("original", []), "result": found.get("result", [])}
+    return run_gate(job, folder)
 
 
 def _by_node(profiled: list[ProfiledNode], model: ir.Model) -> dict[str, NodeLatency]:
@@ -178,16 +191,7 @@ def _by_node(profiled: list[ProfiledNode], model: ir.Model) -> dict[str, NodeLat
 
 def _ratio(integer: Path, split: Path, folder: Path, context: Context) -> tuple[float, float]:
     """Return the latency of a split over that of the all-integer model, interleaved, and in microseconds."""
-    job = GateJob(
-        original=integer,
-        result=split,
-        samples=folder,
-        count=1,
-        threads=context.recipe.threads,
-        stages=("latency",),
-        latency_seconds=LATENCY_SECONDS,
-    )
-    findings = run_gate(job, folder)
+    findings = _run("latency", integer, split, folder, context)
     if findings.failure or not findings.blocks:
         return float("inf"), 0.0
     found = latency_comparison(findings.blocks, warmup=findings.warmup, threads=context.recipe.threads)

@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from qcompiler.errors import UsageError
-from qcompiler.plan import Precision, QuantSpec
-from qcompiler.protocols import OpRule, Refusal
-from qcompiler.runtime.ort_cpu import ORT_CPU_RULES, find_rule
+from qcompiler.protocols import OpRule
+from qcompiler.runtime.ort_cpu import ORT_CPU_RULES
+from qcompiler.runtime.table_target import TableTarget
 
 DEFAULT_PROFILE = "cortex-a76"
 
@@ -34,13 +34,16 @@ NARROW_RULES = tuple(_narrow_conv_in_float(r) for r in ORT_CPU_RULES)
 
 
 @dataclass(frozen=True)
-class Arm:
+class Arm(TableTarget):
     """8-bit QDQ with unsigned activations and per-channel signed weights, and the same model as ``.ort``."""
 
     name: ClassVar[str] = "arm"
     summary: ClassVar[str] = "64-bit ARM, ONNX Runtime CPU, u8 activations, s8 weights per channel, model.ort"
     profiles: ClassVar[tuple[str, ...]] = tuple(PROFILES)
     runtime_name: ClassVar[str] = "onnxruntime"
+    table: ClassVar[tuple[OpRule, ...]] = ORT_CPU_RULES
+    files: ClassVar[tuple[str, ...]] = ("model.ort", "model.required_operators.config")
+    """For mobile builds, and the operators that a reduced build needs for it."""
     profile: str = DEFAULT_PROFILE
 
     def __post_init__(self) -> None:
@@ -59,16 +62,4 @@ class Arm:
 
     def rules(self) -> Sequence[OpRule]:
         """Return the capability table of ONNX Runtime's CPU provider, as far as it pays on this profile."""
-        return NARROW_RULES if self.profile in WITHOUT_DOT_PRODUCT else ORT_CPU_RULES
-
-    def legalize(self, op_type: str, wanted: Precision, weights: QuantSpec | None) -> OpRule | Refusal:
-        """Return the rule by which a node runs, or why it does not."""
-        return find_rule(tuple(self.rules()), op_type, wanted, weights)
-
-    def lower_passes(self) -> tuple[str, ...]:
-        """Return the passes that write a plan for ONNX Runtime."""
-        return ("insert-qdq", "insert-dynamic", "pack-weights", "pack-constants")
-
-    def artifacts(self) -> tuple[str, ...]:
-        """Return the ``.ort`` file of mobile builds, and the operators that a reduced build needs for it."""
-        return ("model.ort", "model.required_operators.config")
+        return NARROW_RULES if self.profile in WITHOUT_DOT_PRODUCT else self.table

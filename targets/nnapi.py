@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from qcompiler.plan import Precision, QuantSpec
-from qcompiler.protocols import OpRule, Refusal
-from qcompiler.runtime.ort_cpu import S8, compute_row, find_rule, light_row, move_row
+from qcompiler.protocols import OpRule
+from qcompiler.runtime.ort_cpu import S8, compute_row, light_row, move_row
+from qcompiler.runtime.table_target import TableTarget
 
 RULES: tuple[OpRule, ...] = (
     compute_row("Conv", "CONV_2D"),
@@ -32,36 +32,12 @@ FLOAT_REASONS = dict.fromkeys(
 
 
 @dataclass(frozen=True)
-class Nnapi:
+class Nnapi(TableTarget):
     """QDQ node groups with u8 activations. A table, nothing is run."""
 
     name: ClassVar[str] = "nnapi"
     summary: ClassVar[str] = "Android NNAPI (ONNX Runtime), a table for 'qcompile lint' only; not executed here"
-    profiles: ClassVar[tuple[str, ...]] = ()
     runtime_name: ClassVar[str] = ""
-
-    @property
-    def full_name(self) -> str:
-        """Return ``nnapi``."""
-        return self.name
-
-    @property
-    def executes_here(self) -> bool:
-        """Return False: nothing is run for a table."""
-        return False
-
-    def rules(self) -> Sequence[OpRule]:
-        """Return the table."""
-        return RULES
-
-    def legalize(self, op_type: str, wanted: Precision, weights: QuantSpec | None) -> OpRule | Refusal:
-        """Return the rule by which a node would run, or why it would not."""
-        return find_rule(RULES, op_type, wanted, weights, FLOAT_REASONS)
-
-    def lower_passes(self) -> tuple[str, ...]:
-        """Return no pass: nothing is written for a table."""
-        return ()
-
-    def artifacts(self) -> tuple[str, ...]:
-        """Return no file."""
-        return ()
+    table: ClassVar[tuple[OpRule, ...]] = RULES
+    float_reasons: ClassVar[Mapping[str, str]] = FLOAT_REASONS
+    lowering: ClassVar[tuple[str, ...]] = ()

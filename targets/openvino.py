@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
 from qcompiler.plan import Precision, QuantSpec
 from qcompiler.protocols import OpRule, Refusal
 from qcompiler.runtime.available import is_installed
-from qcompiler.runtime.ort_cpu import compute_row, find_rule, light_row, move_row
+from qcompiler.runtime.ort_cpu import compute_row, light_row, move_row
+from qcompiler.runtime.table_target import TableTarget
 
 RULES: tuple[OpRule, ...] = (
     compute_row("Conv", "Convolution"),
@@ -39,18 +40,14 @@ DYNAMIC_REASON = "OpenVINO computes run-time activation scales, but then multipl
 
 
 @dataclass(frozen=True)
-class Openvino:
+class Openvino(TableTarget):
     """8-bit QDQ with unsigned activations and signed weights, static grids only: the file OpenVINO reads."""
 
     name: ClassVar[str] = "openvino"
     summary: ClassVar[str] = "OpenVINO on this processor, u8 activations, s8 weights per channel, static grids"
-    profiles: ClassVar[tuple[str, ...]] = ()
     runtime_name: ClassVar[str] = "openvino"
-
-    @property
-    def full_name(self) -> str:
-        """Return ``openvino``."""
-        return self.name
+    table: ClassVar[tuple[OpRule, ...]] = RULES
+    float_reasons: ClassVar[Mapping[str, str]] = FLOAT_REASONS
 
     @property
     def executes_here(self) -> bool:
@@ -58,20 +55,8 @@ class Openvino:
         machine = platform.machine().lower()
         return machine in ("x86_64", "amd64", "aarch64", "arm64") and is_installed(self.runtime_name)
 
-    def rules(self) -> Sequence[OpRule]:
-        """Return the capability table of OpenVINO's CPU plugin."""
-        return RULES
-
     def legalize(self, op_type: str, wanted: Precision, weights: QuantSpec | None) -> OpRule | Refusal:
         """Return the rule by which a node runs, or why it does not."""
         if wanted is Precision.DYNAMIC:
             return Refusal(DYNAMIC_REASON)
-        return find_rule(RULES, op_type, wanted, weights, FLOAT_REASONS)
-
-    def lower_passes(self) -> tuple[str, ...]:
-        """Return the passes that write a plan as a QDQ graph."""
-        return ("insert-qdq", "insert-dynamic", "pack-weights", "pack-constants")
-
-    def artifacts(self) -> tuple[str, ...]:
-        """Return no file beside the model."""
-        return ()
+        return super().legalize(op_type, wanted, weights)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
-from qcompiler.plan import Precision, QuantSpec
-from qcompiler.protocols import OpRule, Refusal
-from qcompiler.runtime.ort_cpu import compute_row, find_rule, light_row, move_row
+from qcompiler.protocols import OpRule
+from qcompiler.runtime.ort_cpu import compute_row, light_row, move_row
+from qcompiler.runtime.table_target import TableTarget
 
 RULES: tuple[OpRule, ...] = (
     compute_row("Conv", "Conv"),
@@ -34,36 +34,13 @@ FLOAT_REASONS: dict[str, str] = {
 
 
 @dataclass(frozen=True)
-class Qnn:
+class Qnn(TableTarget):
     """8-bit QDQ in which the layers' outputs are quantized too, and the same as a context binary."""
 
     name: ClassVar[str] = "qnn"
     summary: ClassVar[str] = "Snapdragon HTP (ONNX Runtime QNN), u8 activations, s8 weights, static shapes"
-    profiles: ClassVar[tuple[str, ...]] = ()
     runtime_name: ClassVar[str] = "qnn"
-
-    @property
-    def full_name(self) -> str:
-        """Return ``qnn``."""
-        return self.name
-
-    @property
-    def executes_here(self) -> bool:
-        """Return False: what runs here is a simulator, and its time means nothing."""
-        return False
-
-    def rules(self) -> Sequence[OpRule]:
-        """Return the capability table of the QNN provider on the HTP."""
-        return RULES
-
-    def legalize(self, op_type: str, wanted: Precision, weights: QuantSpec | None) -> OpRule | Refusal:
-        """Return the rule by which a node runs, or why it does not."""
-        return find_rule(RULES, op_type, wanted, weights, FLOAT_REASONS)
-
-    def lower_passes(self) -> tuple[str, ...]:
-        """Return the passes that write a plan as a QDQ graph."""
-        return ("insert-qdq", "insert-dynamic", "pack-weights", "pack-constants")
-
-    def artifacts(self) -> tuple[str, ...]:
-        """Return the context binary, which loads on the device without compiling there."""
-        return ("model_ctx.onnx",)
+    table: ClassVar[tuple[OpRule, ...]] = RULES
+    float_reasons: ClassVar[Mapping[str, str]] = FLOAT_REASONS
+    files: ClassVar[tuple[str, ...]] = ("model_ctx.onnx",)
+    """The context binary loads on the device without compiling there."""

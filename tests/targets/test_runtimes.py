@@ -91,3 +91,19 @@ def test_nothing_is_compiled_for_a_table(name, tmp_path):
     with pytest.raises(UsageError, match=f"only a table.*qcompile lint MODEL --target {name}"):
         compile_model(model, recipe=Recipe(targets=(name,)), out=tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "op_type", "word"),
+    [
+        ("tensorrt", "Softmax", "TensorRT"),
+        ("nnapi", "Sigmoid", "NNAPI"),
+        ("openvino", "Mul", "OpenVINO"),
+        ("qnn", "Softmax", "HTP"),
+        ("x86", "Softmax", "slower"),
+    ],
+)
+def test_a_refusal_speaks_of_its_own_runtime(name, op_type, word):
+    found = load_target(name).legalize(op_type, Precision.INTEGER, None)
+    assert isinstance(found, Refusal)
+    assert word in found.reason
