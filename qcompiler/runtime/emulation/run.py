@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
@@ -45,12 +46,14 @@ class CountedModel:
     Attributes:
         runs: of each counted run.
         operators: (name, operator) of the nodes of the runtime's graph, in the order of execution.
-        nodes: of each of them; empty where they could not be told apart.
+        elements: of the first output of each of them; 0 where the profiler does not tell.
+        nodes: instructions of each of them; empty where they could not be told apart.
         nodes_unavailable: why they could not; "" if they could.
     """
 
     runs: tuple[InstructionCounts, ...]
     operators: tuple[tuple[str, str], ...] = ()
+    elements: tuple[int, ...] = ()
     nodes: tuple[InstructionCounts, ...] = ()
     nodes_unavailable: str = ""
 
@@ -142,9 +145,15 @@ def read_counts(text: str, profiles: Mapping[str, Path]) -> dict[str, CountedMod
         runs = [readings[i].counts for i in own[: COUNTED_RUNS + 1]]
         counted = tuple(difference(b, a) for a, b in pairwise(runs))
         profiled = [r.counts for r in readings[own[-2] : own[-1] + 1]]
-        operators = _operators(json.loads(profile.read_text(encoding="utf-8")))
-        nodes, problem = by_node(profiled, len(operators), counted[-1])
-        found[kind] = CountedModel(runs=counted, operators=operators, nodes=nodes, nodes_unavailable=problem)
+        events = _node_events(json.loads(profile.read_text(encoding="utf-8")))
+        nodes, problem = by_node(profiled, len(events), counted[-1])
+        found[kind] = CountedModel(
+            runs=counted,
+            operators=tuple((e["name"].removesuffix(_KERNEL), e["args"].get("op_name", "")) for e in events),
+            elements=tuple(_elements(e["args"]) for e in events),
+            nodes=nodes,
+            nodes_unavailable=problem,
+        )
     return found
 
 
@@ -156,12 +165,19 @@ def _reading(line: str) -> _Reading:
     return _Reading(kind == "m", counts)
 
 
-def _operators(events: Sequence[Mapping[str, Any]]) -> tuple[tuple[str, str], ...]:
-    """Return (name, operator) of every node in the last of the two profiled runs."""
-    suffix = "_kernel_time"
-    nodes = [e for e in events if e.get("cat") == "Node" and e["name"].endswith(suffix)]
-    last = nodes[len(nodes) // 2 :]
-    return tuple((e["name"].removesuffix(suffix), e["args"].get("op_name", "")) for e in last)
+_KERNEL = "_kernel_time"
+
+
+def _node_events(events: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Return the events of every node in the last of the two profiled runs."""
+    nodes = [e for e in events if e.get("cat") == "Node" and e["name"].endswith(_KERNEL)]
+    return nodes[len(nodes) // 2 :]
+
+
+def _elements(arguments: Mapping[str, Any]) -> int:
+    """Return the elements of a node's first output."""
+    shapes = [shape for entry in arguments.get("output_type_shape", [])[:1] for shape in entry.values()]
+    return math.prod(shapes[0]) if shapes else 0
 
 
 CLOCKS_BEFORE, CLOCKS_AFTER = 3, 5
