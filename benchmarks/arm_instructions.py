@@ -1,6 +1,6 @@
 """Counts the instructions of compiled models on emulated ARM boards and prints markdown tables.
 
-Usage: python -m benchmarks.arm_instructions [--data ROOT] [--models a,b] [--profiles a,b] [--out FILE.md]
+Usage: python -m benchmarks.arm_instructions [--data ROOT] [--models a,b] [--profiles a,b] [--out FILE.md] [--keep DIR]
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import argparse
 import json
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -58,12 +58,14 @@ class Arguments:
         models: names to run; empty means all.
         profiles: boards to count on.
         out: where to write the report; None prints it.
+        keep: folder of finished models, which are not run again; None keeps nothing.
     """
 
     data: Path | None
     models: tuple[str, ...]
     profiles: tuple[str, ...]
     out: Path | None
+    keep: Path | None
 
     @property
     def command(self) -> str:
@@ -118,6 +120,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> Arguments:
     parser.add_argument("--models", default="", metavar="A,B", help="names of the models to run; default: all")
     parser.add_argument("--profiles", default=",".join(BOARDS), metavar="A,B", help="boards; default: all")
     parser.add_argument("--out", type=Path, metavar="FILE.md", help="write the report here instead of printing")
+    parser.add_argument("--keep", type=Path, metavar="DIR", help="keep finished models here and go on from them")
     given = parser.parse_args(argv)
     asked = {"models": given.models.split(","), "profiles": given.profiles.split(",")}
     chosen = {kind: tuple(filter(None, names)) for kind, names in asked.items()}
@@ -127,7 +130,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> Arguments:
     if given.data and not given.data.is_dir():
         parser.error(f"--data: {given.data} is no folder")
     data = given.data.resolve() if given.data else None
-    return Arguments(data, chosen["models"], chosen["profiles"], given.out)
+    return Arguments(data, chosen["models"], chosen["profiles"], given.out, given.keep)
 
 
 def progress(text: str) -> None:
@@ -153,29 +156,63 @@ def evaluate(model: BenchmarkModel, path: Path, arguments: Arguments, scratch: P
     }
     boards = []
     for profile in arguments.profiles:
-        runs = {**shared, PLACED: placed[stand_in(profile)]}
-        boards.append(BoardResult(profile, stand_in(profile), count(profile, path, runs, calibration, emulator)))
+        run = placed[stand_in(profile)]
+        known = reported(profile, run) if stand_in(profile) == profile else {}
+        files = {FLOAT: path, PLACED: run.model, **{name: tool.model for name, tool in shared.items()}}
+        left = {name: file for name, file in files.items() if file is not None and name not in known}
+        counted = {**known, **count(profile, left, path, calibration, emulator)}
+        boards.append(BoardResult(profile, stand_in(profile), {n: counted[n] for n in files if n in counted}))
         progress(f"  {profile}: {json.dumps({name: c.total for name, c in boards[-1].counts.items()})}")
     tools = {**shared, **{f"{PLACED} {board}": run for board, run in placed.items()}}
     return ModelCounts(model, boards, [f"{name}: {run.notes}" for name, run in tools.items() if run.notes])
 
 
+def reported(profile: str, run: ToolRun) -> dict[str, InstructionCounts]:
+    """Return what the compiler itself counted on a board, of the original and of its result."""
+    path = run.model.with_name("report.json") if run.model else None
+    if path is None or not path.is_file():
+        return {}
+    boards = json.loads(path.read_text(encoding="utf-8"))["measured"].get("emulated", [])
+    found = next((board for board in boards if board["board"] == profile), None)
+    if found is None:
+        return {}
+    return {FLOAT: InstructionCounts(**found["original"]), PLACED: InstructionCounts(**found["result"])}
+
+
 def count(
-    profile: str, original: Path, runs: Mapping[str, ToolRun], calibration: Path, emulator: Emulator
+    profile: str, files: Mapping[str, Path], original: Path, calibration: Path, emulator: Emulator
 ) -> dict[str, InstructionCounts]:
-    """Return the instructions of one run of the original and of what every tool wrote.
+    """Return the instructions of one run of every file.
 
     Raises:
         RuntimeError: one of the files does not run on the board.
     """
-    files = {FLOAT: original, **{name: run.model for name, run in runs.items() if run.model}}
     with TemporaryDirectory(prefix="counting-") as folder:
         write_samples(one_sample(to_ir(read_source(original)), str(calibration)), Path(folder))
-        job = EmulatedJob(models=files, counts=dict.fromkeys(files, 0), samples=Path(folder))
+        job = EmulatedJob(models=files, counts=dict.fromkeys(files, 0), samples=Path(folder), nodes=False)
         found = run_emulated(emulator, BOARDS[profile], job)
     if found.failure:
         raise RuntimeError(f"{found.culprit or 'ONNX Runtime'} on {profile}: {found.failure}")
     return {name: counted.runs[-1] for name, counted in found.models.items()}
+
+
+def load_kept(path: Path, model: BenchmarkModel) -> ModelCounts:
+    """Return the counts that ``save_kept`` wrote."""
+    found = json.loads(path.read_text(encoding="utf-8"))
+    boards = [
+        BoardResult(
+            entry["board"], entry["placed_for"], {n: InstructionCounts(**c) for n, c in entry["counts"].items()}
+        )
+        for entry in found["boards"]
+    ]
+    return ModelCounts(model, boards, found["notes"])
+
+
+def save_kept(result: ModelCounts, path: Path) -> None:
+    """Keep the counts of one model."""
+    document = {"boards": [asdict(board) for board in result.boards], "notes": list(result.notes)}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(document, indent=1), encoding="utf-8")
 
 
 def million(number: int) -> str:
@@ -239,25 +276,37 @@ def summary(results: Sequence[ModelCounts]) -> str:
     return markdown_table(("board", "at or below all int8 and float", "at or below ORT"), rows)
 
 
+def results_of(arguments: Arguments, emulator: Emulator, scratch: Path) -> list[ModelCounts]:
+    """Count all models that are wanted and available, but for those that are kept."""
+    hidden = {str(scratch): "SCRATCH", str(REPOSITORY): "REPOSITORY", str(arguments.data or scratch): "ROOT"}
+    results = []
+    for model in MODELS:
+        if arguments.models and model.name not in arguments.models:
+            continue
+        kept = arguments.keep / f"{model.name}.json" if arguments.keep else None
+        if kept is not None and kept.is_file():
+            results.append(load_kept(kept, model))
+            continue
+        folder = scratch / model.name
+        folder.mkdir()
+        path = model.locate(arguments.data, folder)
+        if path is None:
+            progress(f"{model.name}: skipped, {model.file} is not there")
+            continue
+        progress(f"{model.name}: {model.rows}")
+        found = evaluate(model, path, arguments, folder, emulator)
+        results.append(replace(found, notes=[note(text, hidden) for text in found.notes]))
+        if kept is not None:
+            save_kept(results[-1], kept)
+    return results
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the suite and print or write its report."""
     arguments = parse_arguments(argv)
     emulator = prepare_emulator(progress)
-    results = []
     with TemporaryDirectory(prefix="benchmarks-") as folder:
-        hidden = {folder: "SCRATCH", str(REPOSITORY): "REPOSITORY", str(arguments.data or folder): "ROOT"}
-        for model in MODELS:
-            if arguments.models and model.name not in arguments.models:
-                continue
-            scratch = Path(folder) / model.name
-            scratch.mkdir()
-            path = model.locate(arguments.data, scratch)
-            if path is None:
-                progress(f"{model.name}: skipped, {model.file} is not there")
-                continue
-            progress(f"{model.name}: {model.rows}")
-            results.append(evaluate(model, path, arguments, scratch, emulator))
-            results[-1] = replace(results[-1], notes=[note(text, hidden) for text in results[-1].notes])
+        results = results_of(arguments, emulator, Path(folder))
     notes = [wrapped(f"- {result.model.name}: {text}") for result in results for text in result.notes]
     sections = [_INTRODUCTION, environment(arguments.command), "## Summary\n", summary(results)]
     sections += [board_section(board, results) for board in arguments.profiles]

@@ -65,17 +65,19 @@ class InstructionMeter:
             Metric(f"counted {self.quantity} in {side}", float(counted.runs[-1].total), self.unit)
             for side, counted in found.items()
         ]
-        return Measured(costs=costs, boundary=conversion_cost(found.values()), metrics=tuple(metrics))
+        fixed = min((_around(counted) for counted in found.values()), default=0.0)
+        boundary = conversion_cost(found.values())
+        return Measured(costs=costs, boundary=boundary, fixed=fixed, metrics=tuple(metrics))
 
     def ratio(self, integer: Path, split: Path, folder: Path) -> tuple[float, float]:
         """Return the instructions of a split over those of the all-integer model, and its own."""
-        self._count({"split": split}, folder)
+        self._count({"split": split}, folder, nodes=False)
         reached = self.totals.get(split, float("inf"))
         return reached / self.totals[integer] if integer in self.totals else float("inf"), reached
 
-    def _count(self, models: dict[str, Path], folder: Path) -> dict[str, CountedModel]:
+    def _count(self, models: dict[str, Path], folder: Path, *, nodes: bool = True) -> dict[str, CountedModel]:
         """Return what was counted; nothing if a compiled model does not run, which is for the gate to tell."""
-        job = EmulatedJob(models=models, counts=dict.fromkeys(models, 0), samples=folder)
+        job = EmulatedJob(models=models, counts=dict.fromkeys(models, 0), samples=folder, nodes=nodes)
         findings = run_emulated(self.emulator, self.board, job)
         if findings.failure and findings.culprit not in (INTEGER, "split"):
             what = "the model" if findings.culprit else "ONNX Runtime"
@@ -115,12 +117,13 @@ def conversion_cost(runs: Iterable[CountedModel]) -> BoundaryCost:
         seen = [row for model in counted for row in _conversions(model) if row[0] in kinds and row[2] >= LARGE]
         elements = sum(size for _, _, size in seen)
         rate += sum(count for _, count, _ in seen) / elements if elements else usual
-    around = [
-        (model.runs[-1].total - sum(n.total for n in model.nodes)) / len(model.nodes)
-        for model in counted
-        if model.nodes
-    ]
-    return BoundaryCost(per_element=rate, least=2.0 * max(0.0, min(around, default=0.0)))
+    each = [_around(model) / len(model.nodes) for model in counted if model.nodes]
+    return BoundaryCost(per_element=rate, least=2.0 * min(each, default=0.0))
+
+
+def _around(model: CountedModel) -> float:
+    """Return the instructions of a run that lie outside of all nodes: the call, and the runtime's own work."""
+    return max(0.0, float(model.runs[-1].total - sum(node.total for node in model.nodes)))
 
 
 def _conversions(model: CountedModel) -> list[tuple[str, int, int]]:

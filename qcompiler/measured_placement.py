@@ -48,6 +48,8 @@ LATENCY_SECONDS = 2.0
 MIN_WIN = 0.01
 """A split must be faster than the all-integer one by this share: ratios of minima repeat to half of it."""
 BOUNDARY_FACTORS = (1.0, 3.0)
+HOPELESS = 1.2
+"""A split predicted at more than so many times the all-integer model is not tried: predictions are closer."""
 BOUNDARY_KEY = ("boundary", "conversion")
 
 
@@ -76,7 +78,7 @@ def place_by_measurement(
             split = reverted(state, context, frozenset(cut.to_float), meter.name)
             written = _saved(lower(split), folder / f"split{number}.onnx")
             ratio, reached = meter.ratio(integer, written, folder)
-            metrics += _outcome(number + 1, cut, ratio, reached, meter)
+            metrics += _outcome(number + 1, measured.fixed + cut.predicted, (ratio, reached), meter)
             if ratio < best_ratio:
                 best, best_ratio = split, ratio
     if best is state:
@@ -91,7 +93,8 @@ def _candidates(state: State, measured: Measured, meter: Meter) -> list[Cut]:
     found: list[Cut] = []
     for factor in meter.boundary_factors:
         cut = Splitter(state, measured.costs, measured.boundary.times(factor)).cut()
-        if cut.to_float not in [c.to_float for c in found]:
+        hopeless = found and cut.predicted > HOPELESS * found[0].all_integer
+        if not hopeless and cut.to_float not in [c.to_float for c in found]:
             found.append(cut)
     return found
 
@@ -102,9 +105,9 @@ def _report(metrics: list[Metric], note: str, meter: Meter) -> PassReport:
 
 def _predictions(cut: Cut, measured: Measured, meter: Meter) -> list[Metric]:
     return [
-        Metric(f"predicted {meter.quantity} of the split", cut.predicted, meter.unit),
-        Metric(f"predicted {meter.quantity} in integers", cut.all_integer, meter.unit),
-        Metric(f"predicted {meter.quantity} in float", cut.all_float, meter.unit),
+        Metric(f"predicted {meter.quantity} of the split", measured.fixed + cut.predicted, meter.unit),
+        Metric(f"predicted {meter.quantity} in integers", measured.fixed + cut.all_integer, meter.unit),
+        Metric(f"predicted {meter.quantity} in float", measured.fixed + cut.all_float, meter.unit),
         *measured.metrics,
     ]
 
@@ -201,13 +204,14 @@ def _ratio(integer: Path, split: Path, folder: Path, context: Context) -> tuple[
     return found.ratio_min, found.result.min_ms * 1e3
 
 
-def _outcome(number: int, cut: Cut, ratio: float, reached: float, meter: Meter) -> list[Metric]:
+def _outcome(number: int, predicted: float, outcome: tuple[float, float], meter: Meter) -> list[Metric]:
     """Return what was measured of a split, and how far the prediction was off; nothing if it did not run."""
+    ratio, reached = outcome
     if not math.isfinite(ratio):
         return []
     found = [Metric(f"measured {meter.quantity} ratio of split {number}", ratio, f"of all integers, {meter.quantity}")]
     if reached > 0:
-        off = 100.0 * (cut.predicted / reached - 1.0)
+        off = 100.0 * (predicted / reached - 1.0)
         found.append(Metric(f"measured {meter.quantity} of split {number}", reached, meter.unit))
         found.append(Metric(f"predicted {meter.quantity} of split {number} is off by", off, "%"))
     return found

@@ -19,12 +19,14 @@ class Measured:
     Attributes:
         costs: (node name, "integer" or "float") -> cost; a node without an entry costs nothing there.
         boundary: what a value costs that crosses between the sides.
+        fixed: what a run costs beside its nodes, however it is split.
         reused: nodes whose costs were known from an earlier run.
         metrics: what else the report says about the measurement.
     """
 
     costs: Mapping[tuple[str, str], float]
     boundary: BoundaryCost
+    fixed: float = 0.0
     reused: int = 0
     metrics: tuple[Metric, ...] = ()
 
