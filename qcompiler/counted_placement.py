@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -42,7 +43,7 @@ class InstructionMeter:
     unit: ClassVar[str] = "instructions"
     min_win: ClassVar[float] = 0.003
     """Counts of one model repeat to 0.13 % where it is small, and closer where it is large."""
-    boundary_factors: ClassVar[tuple[float, ...]] = (1.0, 3.0, float("inf"))
+    boundary_factors: ClassVar[tuple[float, ...]] = (1.0, 3.0, math.inf)
     """A boundary can also keep the runtime from fusing nodes, hence 3; the last is everything in float."""
 
     emulator: Emulator
@@ -70,10 +71,12 @@ class InstructionMeter:
         return Measured(costs=costs, boundary=boundary, fixed=fixed, metrics=tuple(metrics))
 
     def ratio(self, integer: Path, split: Path, folder: Path) -> tuple[float, float]:
-        """Return the instructions of a split over those of the all-integer model, and its own."""
+        """Return the instructions of a split over those of the all-integer model, and its own; infinity if unknown."""
+        if integer not in self.totals:
+            return math.inf, math.inf
         self._count({"split": split}, folder, nodes=False)
-        reached = self.totals.get(split, float("inf"))
-        return reached / self.totals[integer] if integer in self.totals else float("inf"), reached
+        reached = self.totals.get(split, math.inf)
+        return reached / self.totals[integer], reached
 
     def _count(self, models: dict[str, Path], folder: Path, *, nodes: bool = True) -> dict[str, CountedModel]:
         """Return what was counted; nothing if a compiled model does not run, which is for the gate to tell."""
