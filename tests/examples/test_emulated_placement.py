@@ -9,8 +9,8 @@ from qcompiler.recipe import Recipe
 from tests.emulators import emulator_or_skip
 
 pytestmark = pytest.mark.slow
-REPEATS_TO = 1.003
-"""Two counts of one model differ by less than this."""
+REPEATS_TO = 5000
+"""Instructions by which two counts of one model differ at most."""
 
 
 @pytest.fixture(scope="module", params=["cortex-a72", "cortex-a76"])
@@ -28,7 +28,7 @@ def results(request, examples, digits, tmp_path_factory):
 
 def test_the_result_is_below_both_extremes(results):
     integer, placed = (results[effort].report.verdict.emulated[0] for effort in (1, 2))
-    assert placed.result.total <= REPEATS_TO * min(integer.result.total, placed.original.total)
+    assert placed.result.total <= REPEATS_TO + min(integer.result.total, placed.original.total)
     # The first convolution has one input channel, which integer kernels are bad at.
     assert placed.result.total < 0.97 * integer.result.total
 
@@ -40,6 +40,6 @@ def test_the_report_says_what_was_counted(results):
     counted = report.verdict.emulated[0]
     assert values["counted instructions (emulated) in float"] == pytest.approx(counted.original.total, rel=0.01)
     reached = [value for name, value in values.items() if name.startswith("measured instructions (emulated) of split")]
-    assert min(reached) == pytest.approx(counted.result.total, rel=0.005)
+    assert min(reached) == pytest.approx(counted.result.total, abs=REPEATS_TO)
     assert any("fewer instructions there" in layer.reason for layer in report.layers)
     assert not any("latency" in m.name for m in entry.metrics)
