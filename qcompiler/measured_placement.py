@@ -91,9 +91,11 @@ def place_by_measurement(
 def _candidates(state: State, measured: Measured, meter: Meter) -> list[Cut]:
     """Return the different cuts for boundaries of the measured cost and of the multiples that the meter names."""
     found: list[Cut] = []
+    as_measured = Splitter(state, measured.costs, measured.boundary)
+    limit = HOPELESS * as_measured.predict(frozenset())
     for factor in meter.boundary_factors:
         cut = Splitter(state, measured.costs, measured.boundary.times(factor)).cut()
-        hopeless = found and cut.predicted > HOPELESS * found[0].all_integer
+        hopeless = as_measured.predict(frozenset(cut.to_float)) > limit
         if not hopeless and cut.to_float not in [c.to_float for c in found]:
             found.append(cut)
     return found

@@ -64,6 +64,22 @@ def test_a_split_that_is_not_faster_is_dropped(monkeypatch, decided, ratio):
     assert "no split was cheaper, in latency" in report.notes[0]
 
 
+class TripleOnly(placement.LatencyMeter):
+    boundary_factors = (3.0,)
+
+
+def test_a_candidate_is_not_hopeless_because_its_boundaries_were_made_dear(decided):
+    state, context = decided
+    last = compute_nodes(state)[-1]
+    costs = {(n.name, side): {INTEGER: 10.0, FLOAT: 1e5}[side] for n in state.model.graph for side in (INTEGER, FLOAT)}
+    found = placement.Measured(
+        costs=costs | {(last, INTEGER): 1e4, (last, FLOAT): 1e3}, boundary=BoundaryCost(per_element=10.0)
+    )
+    (cut,) = placement._candidates(state, found, TripleOnly(context))
+    assert last in cut.to_float
+    assert cut.predicted > placement.HOPELESS * (10_000 + 10 * 3 * 16 * 16)
+
+
 def test_repair_keeps_what_placement_decided(monkeypatch, decided):
     placed, _ = place(monkeypatch, decided, ratio=0.5)
     other = compute_nodes(placed)[-1]
