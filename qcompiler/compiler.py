@@ -14,11 +14,11 @@ from qcompiler.artifacts import write_artifact
 from qcompiler.data import Subset
 from qcompiler.errors import FloorMissed, NothingToCompress, QCompileError, UsageError
 from qcompiler.layers import histograms, kept_constants, layer_reports
-from qcompiler.measured_placement import place_by_measurement
 from qcompiler.model.load import LoadedModel, load_model
 from qcompiler.model.save import OutputFolder, save_model
 from qcompiler.passes import MINIMAL, WITH_DATA, WITHOUT_DATA
 from qcompiler.pipeline import AfterPass, Pipeline, select
+from qcompiler.placing import Placing, place_measured
 from qcompiler.plan import CompressionPlan, Role
 from qcompiler.protocols import Pass, PassKind, PassResult, Target
 from qcompiler.recipe import Recipe
@@ -43,7 +43,6 @@ from qcompiler.verify import GateInputs, GateResult, on_boards, verify
 T = TypeVar("T")
 P = ParamSpec("P")
 
-PLACING_EFFORT = 2
 NAMED_SKIPS = 5
 LEVEL_SAMPLES = 2
 """Samples on which the error of every layer is measured for the report."""
@@ -263,13 +262,10 @@ class _Compilation:
     def _place(
         self, state: State, reports: tuple[PassReport, ...], context: Context
     ) -> tuple[State, tuple[PassReport, ...]]:
-        """Split the network by measured latency, at -O2 and on the target itself."""
-        recipe, here = self.job.recipe, self.target.executes_here and self.target.runtime_name == "onnxruntime"
-        if recipe.effort < PLACING_EFFORT or recipe.replay is not None or not here:
-            return state, reports
-        started = time.perf_counter()
-        state, report = place_by_measurement(state, context, self.job.samples.probe, self._lowered_model(context))
-        return state, (*reports, replace(report, seconds=time.perf_counter() - started))
+        """Split the network by what is measured, at -O2 and where the target is here or emulated."""
+        lower, samples = self._lowered_model(context), self.job.samples.probe
+        job = Placing(context=context, samples=samples, lower=lower, emulator=self.job.emulator)
+        return place_measured(state, reports, job)
 
     def _lowered_model(self, context: Context) -> Callable[[State], ir.Model]:
         steps = Pipeline(self._lowering_passes(), check=False)

@@ -1,19 +1,24 @@
-"""-O2: measure every node in float and in integers, cut where that is predicted to be fastest, keep what wins."""
+"""-O2: measure every node in float and in integers, cut where that is predicted to cost least, keep what wins."""
 
 from __future__ import annotations
 
+import math
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
+from typing import ClassVar
 
 import onnx_ir as ir
 
 from qcompiler.data import Dataset, Subset
+from qcompiler.meters import Measured, Meter
 from qcompiler.min_cut import (
     CONVERSIONS,
     FLOAT,
     INTEGER,
+    LEAST_US,
     BoundaryCost,
     Cut,
     Splitter,
@@ -43,81 +48,70 @@ LATENCY_SECONDS = 2.0
 MIN_WIN = 0.01
 """A split must be faster than the all-integer one by this share: ratios of minima repeat to half of it."""
 BOUNDARY_FACTORS = (1.0, 3.0)
+HOPELESS = 1.2
+"""A split predicted at more than so many times the all-integer model is not tried: predictions are closer."""
 BOUNDARY_KEY = ("boundary", "conversion")
-
-Costs = dict[tuple[str, str], NodeLatency]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Measured:
-    """Node latencies by (node name, side), and the cost of a boundary."""
-
-    costs: Costs
-    boundary: BoundaryCost
-    reused: int
-    total_us: Mapping[str, float]
-    """Side -> profiled time of the whole model; empty where all nodes were known."""
 
 
 def place_by_measurement(
-    state: State, context: Context, samples: Dataset, lower: Callable[[State], ir.Model]
+    state: State, context: Context, samples: Dataset, lower: Callable[[State], ir.Model], meter: Meter
 ) -> tuple[State, PassReport]:
-    """Return the state with the fastest split between integers and float that was found, and what was measured.
+    """Return the state with the cheapest split between integers and float that was found, and what was measured.
 
     Args:
         state: a completely planned state.
-        context: of the compilation; its target must execute on this machine.
-        samples: the first sample is what is timed.
+        context: of the compilation.
+        samples: the first sample is what is run.
         lower: writes a planned state into a graph.
+        meter: tells what nodes and whole models cost.
     """
     with tempfile.TemporaryDirectory(prefix="qcompile-place-") as name:
         folder = Path(name)
         write_samples(Subset(samples, (0,)), folder)
         integer = _saved(lower(state), folder / "integer.onnx")
-        measured = _measure(state, context, folder, integer)
-        cuts = _candidates(state, measured)
-        metrics = _predictions(cuts[0], measured)
-        best, best_ratio = state, 1.0 - MIN_WIN
+        measured = meter.measure(state, integer, folder)
+        cuts = _candidates(state, measured, meter)
+        metrics = _predictions(cuts[0], measured, meter)
+        best, best_ratio = state, 1.0 - meter.min_win
         for number, cut in enumerate(c for c in cuts if c.to_float):
             context.progress("measuring splits", number, len(cuts))
-            split = reverted(state, context, frozenset(cut.to_float), NAME)
+            split = reverted(state, context, frozenset(cut.to_float), meter.name)
             written = _saved(lower(split), folder / f"split{number}.onnx")
-            ratio, reached_us = _ratio(integer, written, folder, context)
-            metrics += _outcome(number + 1, cut, ratio, reached_us)
+            ratio, reached = meter.ratio(integer, written, folder)
+            metrics += _outcome(number + 1, measured.fixed + cut.predicted, (ratio, reached), meter)
             if ratio < best_ratio:
                 best, best_ratio = split, ratio
     if best is state:
-        note = "no split is predicted to be faster" if not any(c.to_float for c in cuts) else "no split was faster"
-        return state, _report(metrics, f"{note}; everything that can stays in integers")
-    count = sum(NAME in n.decided_by for n in best.plan.nodes.values())
-    return best, replace(_report(metrics, f"{count} nodes stay in float"), changed=True)
+        note = "no split was cheaper" if any(c.to_float for c in cuts) else "no split is predicted to be cheaper"
+        return state, _report(metrics, f"{note}, in {meter.quantity}; everything that can stays in integers", meter)
+    count = sum(meter.name in n.decided_by for n in best.plan.nodes.values())
+    return best, replace(_report(metrics, f"{count} nodes stay in float", meter), changed=True)
 
 
-def _candidates(state: State, measured: Measured) -> list[Cut]:
-    """Return the cuts for boundaries of the measured cost and of more: the profile sees no cache misses."""
+def _candidates(state: State, measured: Measured, meter: Meter) -> list[Cut]:
+    """Return the different cuts for boundaries of the measured cost and of the multiples that the meter names."""
     found: list[Cut] = []
-    for factor in BOUNDARY_FACTORS:
-        boundary = replace(measured.boundary, per_element_us=measured.boundary.per_element_us * factor)
-        cut = Splitter(state, measured.costs, boundary).cut()
-        if cut.to_float not in [c.to_float for c in found]:
+    as_measured = Splitter(state, measured.costs, measured.boundary)
+    limit = HOPELESS * as_measured.predict(frozenset())
+    for factor in meter.boundary_factors:
+        cut = Splitter(state, measured.costs, measured.boundary.times(factor)).cut()
+        hopeless = as_measured.predict(frozenset(cut.to_float)) > limit
+        if not hopeless and cut.to_float not in [c.to_float for c in found]:
             found.append(cut)
     return found
 
 
-def _report(metrics: list[Metric], note: str) -> PassReport:
-    return PassReport(name=NAME, changed=False, metrics=tuple(metrics), notes=(note,))
+def _report(metrics: list[Metric], note: str, meter: Meter) -> PassReport:
+    return PassReport(name=meter.name, changed=False, metrics=tuple(metrics), notes=(note,))
 
 
-def _predictions(cut: Cut, measured: Measured) -> list[Metric]:
-    found = [
-        Metric("predicted latency of the split", cut.predicted_us, "us"),
-        Metric("predicted latency in integers", cut.all_integer_us, "us"),
-        Metric("predicted latency in float", cut.all_float_us, "us"),
-        Metric("latencies reused from the database", float(measured.reused), "nodes, latency"),
+def _predictions(cut: Cut, measured: Measured, meter: Meter) -> list[Metric]:
+    return [
+        Metric(f"predicted {meter.quantity} of the split", measured.fixed + cut.predicted, meter.unit),
+        Metric(f"predicted {meter.quantity} in integers", measured.fixed + cut.all_integer, meter.unit),
+        Metric(f"predicted {meter.quantity} in float", measured.fixed + cut.all_float, meter.unit),
+        *measured.metrics,
     ]
-    for side, total in measured.total_us.items():
-        found.append(Metric(f"profiled latency in {side}", total, "us"))
-    return found
 
 
 def _saved(model: ir.Model, path: Path) -> Path:
@@ -134,8 +128,8 @@ def _measure(state: State, context: Context, folder: Path, integer: Path) -> Mea
     known = database.read([*wanted, BOUNDARY_KEY], conditions)
     if BOUNDARY_KEY in known and all(key in known for key in wanted):
         costs = {(n, side): known[s, side] for n, s in signatures.items() for side in (INTEGER, FLOAT)}
-        boundary = BoundaryCost(per_element_us=known[BOUNDARY_KEY].typical_us)
-        return Measured(costs=costs, boundary=boundary, reused=len(signatures), total_us={})
+        boundary = BoundaryCost(per_element=known[BOUNDARY_KEY].typical_us, least=LEAST_US)
+        return _measured(costs, boundary, reused=len(signatures))
     original = _saved(state.model, folder / "float.onnx")
     profiles = _profile(original, integer, folder, context)
     costs = {}
@@ -146,10 +140,24 @@ def _measure(state: State, context: Context, folder: Path, integer: Path) -> Mea
     rows = [(n.op_type, n.typical_us, n.elements) for nodes in profiles.values() for n in nodes]
     boundary = boundary_cost(rows)
     kept = {(signatures[n], side): value for (n, side), value in costs.items()}
-    kept[BOUNDARY_KEY] = NodeLatency(boundary.per_element_us, boundary.per_element_us)
+    kept[BOUNDARY_KEY] = NodeLatency(boundary.per_element, boundary.per_element)
     database.write(kept, conditions)
     totals = {side: sum(n.typical_us for n in profiles[k]) for k, side in (("original", FLOAT), ("result", INTEGER))}
-    return Measured(costs=costs, boundary=boundary, reused=0, total_us=totals)
+    return _measured(costs, boundary, totals=totals)
+
+
+def _measured(
+    costs: Mapping[tuple[str, str], NodeLatency],
+    boundary: BoundaryCost,
+    *,
+    reused: int = 0,
+    totals: Mapping[str, float] = MappingProxyType({}),
+) -> Measured:
+    """Return typical latencies as costs; ``totals`` has the profiled time of the whole model on each side."""
+    metrics = [Metric("latencies reused from the database", float(reused), "nodes, latency")]
+    metrics += [Metric(f"profiled latency in {side}", total, "us") for side, total in totals.items()]
+    typical = {key: latency.typical_us for key, latency in costs.items()}
+    return Measured(costs=typical, boundary=boundary, reused=reused, metrics=tuple(metrics))
 
 
 def _profile(original: Path, integer: Path, folder: Path, context: Context) -> dict[str, list[ProfiledNode]]:
@@ -198,11 +206,34 @@ def _ratio(integer: Path, split: Path, folder: Path, context: Context) -> tuple[
     return found.ratio_min, found.result.min_ms * 1e3
 
 
-def _outcome(number: int, cut: Cut, ratio: float, reached_us: float) -> list[Metric]:
-    """Return what was measured of a split, and how far the prediction was off."""
-    found = [Metric(f"measured latency ratio of split {number}", ratio, "of all integers, latency")]
-    if reached_us > 0:
-        off = 100.0 * (cut.predicted_us / reached_us - 1.0)
-        found.append(Metric(f"measured latency of split {number}", reached_us, "us"))
-        found.append(Metric(f"predicted latency of split {number} is off by", off, "%"))
+def _outcome(number: int, predicted: float, outcome: tuple[float, float], meter: Meter) -> list[Metric]:
+    """Return what was measured of a split, and how far the prediction was off; nothing if it did not run."""
+    ratio, reached = outcome
+    if not math.isfinite(ratio):
+        return []
+    found = [Metric(f"measured {meter.quantity} ratio of split {number}", ratio, f"of all integers, {meter.quantity}")]
+    if reached > 0:
+        off = 100.0 * (predicted / reached - 1.0)
+        found.append(Metric(f"measured {meter.quantity} of split {number}", reached, meter.unit))
+        found.append(Metric(f"predicted {meter.quantity} of split {number} is off by", off, "%"))
     return found
+
+
+@dataclass(frozen=True, slots=True)
+class LatencyMeter:
+    """Latency on this machine, on which the target of the compilation must execute."""
+
+    context: Context
+    name: ClassVar[str] = NAME
+    quantity: ClassVar[str] = "latency"
+    unit: ClassVar[str] = "us"
+    min_win: ClassVar[float] = MIN_WIN
+    boundary_factors: ClassVar[tuple[float, ...]] = BOUNDARY_FACTORS
+
+    def measure(self, state: State, integer: Path, folder: Path) -> Measured:
+        """Return the latency of every node on both sides, from the database or from a profile."""
+        return _measure(state, self.context, folder, integer)
+
+    def ratio(self, integer: Path, split: Path, folder: Path) -> tuple[float, float]:
+        """Return the latency of a split over that of the all-integer model, interleaved, and in microseconds."""
+        return _ratio(integer, split, folder, self.context)

@@ -1,7 +1,8 @@
-"""Measured placement: the split of a network between integers and float with the least predicted latency.
+"""Measured placement: the split of a network between integers and float with the least predicted cost.
 
-Every node costs its measured time on the side where it runs, every value that crosses between the sides costs
-a conversion, and the cheapest split is a minimum cut. It is kept only if the whole model, measured, is faster.
+Every node costs what was measured on the side where it runs, every value that crosses between the sides costs
+a conversion, and the cheapest split is a minimum cut. It is kept only if the whole model, measured, costs less.
+Costs are microseconds, or instructions on an emulated board; one cut never mixes them.
 
 Source: Picard and Queyranne, "Selected applications of minimum cuts in networks" (1982), for the reduction.
 """
@@ -11,33 +12,36 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import networkx
 import onnx_ir as ir
 
 from qcompiler.plan import Precision
-from qcompiler.runtime.latency_db import NodeLatency
 from qcompiler.state import State
 
 INTEGER = "integer"
 FLOAT = "float"
 INT, FLT = "int", "flt"
 INFINITE = 1e12
-"""More than any latency in microseconds."""
+"""More than any cost: the instructions of a minute on a fast core are fewer."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BoundaryCost:
-    """Microseconds that a value costs where it crosses between integers and float, per element and at least."""
+    """What a value costs where it crosses between integers and float, per element and at least."""
 
-    per_element_us: float
-    least_us: float = 1.0
+    per_element: float
+    least: float = 0.0
 
     def of(self, value: ir.Value) -> float:
         """Return the cost of one value; unknown dimensions count as 1."""
         dims = [d if isinstance(d, int) else 1 for d in value.shape] if value.shape is not None else []
-        return max(self.least_us, self.per_element_us * math.prod(dims))
+        return max(self.least, self.per_element * max(1, math.prod(dims)))
+
+    def times(self, factor: float) -> BoundaryCost:
+        """Return a boundary of so many times the cost; infinity forbids boundaries."""
+        return replace(self, per_element=self.per_element * factor)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,14 +50,14 @@ class Cut:
 
     Attributes:
         to_float: nodes that are to leave the integers, in graph order.
-        predicted_us: predicted latency of this split.
-        all_integer_us / all_float_us: predicted latency of both extremes.
+        predicted: predicted cost of this split.
+        all_integer / all_float: predicted cost of both extremes.
     """
 
     to_float: tuple[str, ...]
-    predicted_us: float
-    all_integer_us: float
-    all_float_us: float
+    predicted: float
+    all_integer: float
+    all_float: float
 
 
 def node_signature(node: ir.Node) -> str:
@@ -74,12 +78,12 @@ class Splitter:
 
     Args:
         state: a planned state; nodes with an integer precision may go either way, all others stay in float.
-        costs: (node, "integer" or "float") -> latency. A node without an entry costs nothing on that side,
+        costs: (node, "integer" or "float") -> cost. A node without an entry costs nothing on that side,
             which is what a node that the runtime fuses away costs.
         boundary: the cost of a crossing value.
     """
 
-    def __init__(self, state: State, costs: Mapping[tuple[str, str], NodeLatency], boundary: BoundaryCost) -> None:
+    def __init__(self, state: State, costs: Mapping[tuple[str, str], float], boundary: BoundaryCost) -> None:
         self._state, self._costs, self._boundary = state, costs, boundary
         self._nodes = list(state.model.graph)
         self._leader = {n.name or "": self._leader_of(n) for n in self._nodes}
@@ -89,7 +93,7 @@ class Splitter:
         return [n.name or "" for n in self._nodes if self._is_integer(n)]
 
     def predict(self, to_float: frozenset[str]) -> float:
-        """Return the predicted latency, in microseconds, with some nodes in float."""
+        """Return the predicted cost with some nodes in float."""
         total = 0.0
         for node in self._nodes:
             name = node.name or ""
@@ -98,15 +102,15 @@ class Splitter:
         return total + sum(self._boundary.of(v) for v in self._crossing(to_float))
 
     def cut(self) -> Cut:
-        """Return the split with the least predicted latency; ties go to the integers."""
+        """Return the split with the least predicted cost; ties go to the integers."""
         graph = self._network()
         _, (integer_side, _) = networkx.minimum_cut(graph, INT, FLT)
         to_float = [n for n in self.movable() if self._leader[n] not in integer_side]
         return Cut(
             to_float=tuple(to_float),
-            predicted_us=self.predict(frozenset(to_float)),
-            all_integer_us=self.predict(frozenset()),
-            all_float_us=self.predict(frozenset(self.movable())),
+            predicted=self.predict(frozenset(to_float)),
+            all_integer=self.predict(frozenset()),
+            all_float=self.predict(frozenset(self.movable())),
         )
 
     def _network(self) -> networkx.DiGraph[str]:
@@ -168,8 +172,7 @@ class Splitter:
         return before.name or "" if fused and before is not None else node.name or ""
 
     def _cost(self, name: str, side: str) -> float:
-        found = self._costs.get((name, side))
-        return found.typical_us if found is not None else 0.0
+        return self._costs.get((name, side), 0.0)
 
 
 def _add(graph: networkx.DiGraph[str], tail: str, head: str, capacity: float) -> None:
@@ -193,8 +196,10 @@ def boundary_cost(profiles: Sequence[tuple[str, float, int]]) -> BoundaryCost:
         seen = [(us, size) for op, us, size in profiles if op in kinds and size > 0]
         total = sum(size for _, size in seen)
         rates.append(sum(us for us, _ in seen) / total if total else DEFAULT_RATE_US)
-    return BoundaryCost(per_element_us=sum(rates))
+    return BoundaryCost(per_element=sum(rates), least=LEAST_US)
 
 
 DEFAULT_RATE_US = 5e-4
 """Microseconds per element where no conversion was profiled: about 2 GB of float a second."""
+LEAST_US = 1.0
+"""Microseconds that a conversion costs at least."""

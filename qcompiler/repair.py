@@ -144,7 +144,7 @@ def reverted(state: State, context: Context, nodes: frozenset[str], by: str) -> 
         state: a completely planned state; nodes that were reverted before stay in float.
         context: of the compilation.
         nodes: nodes to revert; their weights stay in integers.
-        by: who decides, for the report and for a replay: "repair" or "measured-placement".
+        by: who decides, for the report and for a replay; one of ``REASONS``.
     """
     if not nodes:
         return state
@@ -166,6 +166,7 @@ def reverted(state: State, context: Context, nodes: frozenset[str], by: str) -> 
 REASONS = {
     "repair": "kept in float by repair, so that a floor holds",
     "measured-placement": "kept in float: measured to be faster there",
+    "counted-placement": "kept in float: fewer instructions there (emulated)",
 }
 
 

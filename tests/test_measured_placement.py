@@ -11,7 +11,7 @@ from qcompiler.min_cut import FLOAT, INTEGER, BoundaryCost
 from qcompiler.plan import Precision
 from qcompiler.repair import NAME as REPAIR
 from qcompiler.repair import compute_nodes, reverted
-from qcompiler.runtime.latency_db import LatencyDatabase, NodeLatency
+from qcompiler.runtime.latency_db import LatencyDatabase
 from tests.compiling import lowered, planned, samples
 from tests.models import conv_net
 
@@ -28,14 +28,15 @@ def slow_in_integers(state, slow):
     for node in state.model.graph:
         for side in (INTEGER, FLOAT):
             us = 10.0 if side == FLOAT else 1000.0 if node.name == slow else 5.0
-            costs[node.name, side] = NodeLatency(us, us)
-    boundary = BoundaryCost(per_element_us=1e-6, least_us=0.0)
-    return placement.Measured(costs=costs, boundary=boundary, reused=0, total_us={})
+            costs[node.name, side] = us
+    boundary = BoundaryCost(per_element=1e-6, least=0.0)
+    return placement.Measured(costs=costs, boundary=boundary)
 
 
 def measured(state, context):
     data = samples(state.model)
-    return placement.place_by_measurement(state, context, data, lambda s: lowered(s, context).model)
+    meter = placement.LatencyMeter(context)
+    return placement.place_by_measurement(state, context, data, lambda s: lowered(s, context).model, meter)
 
 
 def place(monkeypatch, decided, ratio):
@@ -60,7 +61,23 @@ def test_a_split_that_is_not_faster_is_dropped(monkeypatch, decided, ratio):
     state, report = place(monkeypatch, decided, ratio)
     assert state is decided[0]
     assert not report.changed
-    assert "no split was faster" in report.notes[0]
+    assert "no split was cheaper, in latency" in report.notes[0]
+
+
+class TripleOnly(placement.LatencyMeter):
+    boundary_factors = (3.0,)
+
+
+def test_a_candidate_is_not_hopeless_because_its_boundaries_were_made_dear(decided):
+    state, context = decided
+    last = compute_nodes(state)[-1]
+    costs = {(n.name, side): {INTEGER: 10.0, FLOAT: 1e5}[side] for n in state.model.graph for side in (INTEGER, FLOAT)}
+    found = placement.Measured(
+        costs=costs | {(last, INTEGER): 1e4, (last, FLOAT): 1e3}, boundary=BoundaryCost(per_element=10.0)
+    )
+    (cut,) = placement._candidates(state, found, TripleOnly(context))
+    assert last in cut.to_float
+    assert cut.predicted > placement.HOPELESS * (10_000 + 10 * 3 * 16 * 16)
 
 
 def test_repair_keeps_what_placement_decided(monkeypatch, decided):
@@ -86,9 +103,7 @@ def test_measured_nodes_are_found_again_in_the_database(decided, monkeypatch, tm
 
 def test_a_model_is_measured_for_real(decided):
     state, context = decided
-    found, report = placement.place_by_measurement(
-        state, context, samples(state.model), lambda s: lowered(s, context).model
-    )
+    found, report = measured(state, context)
     values = {m.name: m.value for m in report.metrics}
     assert values["predicted latency in float"] > 0
     assert values["predicted latency of the split"] <= values["predicted latency in integers"]

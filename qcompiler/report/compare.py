@@ -21,16 +21,19 @@ SCHEMA = "qcompile.comparison/1"
 JSON_NAME = "comparison.json"
 HTML_NAME = "comparison.html"
 VERDICT_COLUMNS = ("Target", "Verdict", "Metric", "Same answer", "SQNR", "Latency", "File", "In integers")
-_NARROW = ("Target", "Verdict", "SQNR", "Latency", "File")
+INSTRUCTIONS = "Instructions"
+"""One more column where any report counted them: on the target's own board, emulated; a count and no time."""
+_NARROW = ("Target", "Verdict", "SQNR", "Latency", "File", INSTRUCTIONS)
 _WIDE = 100
 _SUMMARY_KEYS = ("data", "samples", "outputs", "metric", "integer", "file_bytes", "executed_on", "failure")
 
 
 def print_comparison(reports: Sequence[CompileReport], console: Console) -> None:
     """Print one line per target, then the verdict of each in a sentence."""
-    shown = [i for i, name in enumerate(VERDICT_COLUMNS) if console.width >= _WIDE or name in _NARROW]
+    columns = verdict_columns(reports)
+    shown = [i for i, name in enumerate(columns) if console.width >= _WIDE or name in _NARROW]
     heading(console, "Targets side by side")
-    rows = table(*(VERDICT_COLUMNS[i] for i in shown), right=VERDICT_COLUMNS[2:])
+    rows = table(*(columns[i] for i in shown), right=columns[2:])
     for report, cells in zip(reports, verdict_rows(reports), strict=True):
         style = "green" if report.verdict.held else "bold red"
         styled = [Text(cells[i], style=style) if i == 1 else cells[i] for i in shown]
@@ -41,9 +44,23 @@ def print_comparison(reports: Sequence[CompileReport], console: Console) -> None
         show(console, digest.verdict_sentence(report))
 
 
+def verdict_columns(reports: Sequence[CompileReport]) -> tuple[str, ...]:
+    """Return the names of the columns of ``verdict_rows``."""
+    return (*VERDICT_COLUMNS, INSTRUCTIONS) if _counted(reports) else VERDICT_COLUMNS
+
+
 def verdict_rows(reports: Sequence[CompileReport]) -> list[list[str]]:
-    """Return one row of plain text per report, in the order of ``VERDICT_COLUMNS``."""
-    return [_verdict_row(report) for report in reports]
+    """Return one row of plain text per report, in the order of ``verdict_columns``."""
+    counted = _counted(reports)
+    return [[*_verdict_row(r), *([_instructions(r.verdict)] if counted else [])] for r in reports]
+
+
+def _counted(reports: Sequence[CompileReport]) -> bool:
+    return any(report.verdict.emulated for report in reports)
+
+
+def _instructions(verdict: Verdict) -> str:
+    return f"{verdict.emulated[0].ratio:.2f}x" if verdict.emulated else "not counted"
 
 
 def comparison_document(reports: Sequence[CompileReport]) -> dict[str, Any]:
@@ -61,6 +78,12 @@ def comparison_document(reports: Sequence[CompileReport]) -> dict[str, Any]:
     ]
     keys = ("held", "latency", "latency_unavailable", "floors")
     measured = [{"target": d["target"], **{k: d["measured"][k] for k in keys}} for d in documents]
+    for entry, report in zip(measured, reports, strict=True):
+        if report.verdict.emulated:  # as in a report: a key for who asked
+            entry["instructions"] = [
+                {"board": run.board, "original": run.original.total, "result": run.result.total}
+                for run in report.verdict.emulated
+            ]
     return {"schema": SCHEMA, "targets": targets, "measured": {"targets": measured}}
 
 
@@ -79,7 +102,8 @@ def comparison_html(reports: Sequence[CompileReport], folders: Sequence[str] = (
         .get_template("comparison.html.j2")
         .render(
             **page_assets(("vendor/sortable.min.js",)),
-            columns=VERDICT_COLUMNS,
+            columns=verdict_columns(reports),
+            counted=_counted(reports),
             rows=list(rows),
             sentences=[(s, digest.verdict_sentence(r)) for s, r in zip(states, reports, strict=True)],
             floors=[(r.target, floor) for r in reports for floor in r.verdict.floors],

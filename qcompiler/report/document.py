@@ -30,7 +30,7 @@ SCHEMA = "qcompile.report/1"
 FILE_NAME = "report.json"
 
 _TIME_UNITS = frozenset({"s", "ms", "us", "ns", "seconds", "x latency"})
-_MEASURED_WORDS = ("latency", "memory", "seconds", "wall time")
+_MEASURED_WORDS = ("instructions", "latency", "memory", "seconds", "wall time")
 _OUTCOME = ("reached", "held", "detail")
 _VALUE_KEYS = ("name", "dtype", "shape")
 
@@ -150,7 +150,7 @@ def schema() -> dict[str, Any]:
 
 
 def is_measured(name: str, unit: str) -> bool:
-    """Return True if a figure of this name and unit is a time or a memory size: it differs between runs."""
+    """Return True if a figure of this name and unit is a time, a memory size or a count: it differs between runs."""
     what = name.split("'", 1)[0].lower()  # "SQNR of 'memory'" is named after an output
     return unit in _TIME_UNITS or any(word in what for word in _MEASURED_WORDS)
 

@@ -24,7 +24,7 @@ def markdown_summary(reports: Sequence[CompileReport]) -> str:
     parts = [
         f"# qcompile: {_title(reports)}",
         "\n".join(f"- {_bold(report)} {escape(digest.verdict_sentence(report))}" for report in reports),
-        _table(compare.VERDICT_COLUMNS, rows),
+        _table(compare.verdict_columns(reports), rows),
         *(_section(report) for report in reports),
     ]
     return "\n\n".join(parts) + "\n"

@@ -9,10 +9,16 @@ import json
 from rich.console import Console
 
 from qcompiler.records import CompileReport
-from qcompiler.report.compare import comparison_document, print_comparison, write_comparison
+from qcompiler.report.compare import (
+    comparison_document,
+    print_comparison,
+    verdict_columns,
+    verdict_rows,
+    write_comparison,
+)
 from qcompiler.report.diff import differences, flatten, measured_differences, print_diff
 from qcompiler.report.summary import escape, markdown_summary, write_summary
-from tests.report.builder import failed_report, make_report, missed_report, unverified_report
+from tests.report.builder import emulated_report, failed_report, make_report, missed_report, unverified_report
 
 
 def three() -> list[CompileReport]:
@@ -91,6 +97,25 @@ def test_comparison_document_keeps_times_apart(tmp_path):
     write_comparison(three(), tmp_path, ["a", "b", "c"])
     assert json.loads((tmp_path / "comparison.json").read_text())["schema"] == "qcompile.comparison/1"
     assert "b/report.html" in (tmp_path / "comparison.html").read_text()
+
+
+def test_instructions_are_compared_where_they_were_counted(tmp_path):
+    reports = [emulated_report(), dataclasses.replace(make_report(), target="openvino")]
+    columns, rows = verdict_columns(reports), verdict_rows(reports)
+    assert [dict(zip(columns, row, strict=True))["Instructions"] for row in rows] == ["0.41x", "not counted"]
+    assert "Instructions" not in verdict_columns(three())
+    narrow = printed(print_comparison, reports)
+    assert max(map(len, narrow.splitlines())) <= 80
+    assert "0.41x" in narrow
+    write_comparison(reports, tmp_path)
+    arm, other = json.loads((tmp_path / "comparison.json").read_text())["measured"]["targets"]
+    assert [run["board"] for run in arm["instructions"]] == ["cortex-a76", "cortex-a72"]
+    assert arm["instructions"][0]["result"] == reports[0].verdict.emulated[0].result.total
+    assert "instructions" not in other
+    page = (tmp_path / "comparison.html").read_text()
+    assert "0.41x" in page
+    assert "not a speedup" in page
+    assert "| Instructions |" in markdown_summary(reports)
 
 
 # -- two reports ---------------------------------------------------------------------------------------

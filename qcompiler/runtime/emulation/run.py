@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
@@ -19,8 +20,8 @@ from qcompiler.runtime.emulation.build import Emulator
 
 _GUEST = Path(__file__).with_name("_guest.py")
 TIMEOUT_S = 3600.0
-MARKS = COUNTED_RUNS + 3
-"""Marks of one model: one before the runs and one after each; then two around the run that is profiled."""
+RUN_MARKS, NODE_MARKS = COUNTED_RUNS + 1, 2
+"""Marks of one model: one before the runs and one after each; then two around the run that is profiled, if one is."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,11 +32,13 @@ class EmulatedJob:
         models: kind -> model file, run in this order.
         counts: kind -> samples whose outputs are kept, as ``BOARD-KIND-00000.npz`` beside the samples.
         samples: folder of samples written by ``write_samples``.
+        nodes: whether to count by node, too; that takes two more runs of each model.
     """
 
     models: Mapping[str, Path]
     counts: Mapping[str, int]
     samples: Path
+    nodes: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,12 +48,14 @@ class CountedModel:
     Attributes:
         runs: of each counted run.
         operators: (name, operator) of the nodes of the runtime's graph, in the order of execution.
-        nodes: of each of them; empty where they could not be told apart.
+        elements: of the first output of each of them; 0 where the profiler does not tell.
+        nodes: instructions of each of them; empty where they could not be told apart.
         nodes_unavailable: why they could not; "" if they could.
     """
 
     runs: tuple[InstructionCounts, ...]
     operators: tuple[tuple[str, str], ...] = ()
+    elements: tuple[int, ...] = ()
     nodes: tuple[InstructionCounts, ...] = ()
     nodes_unavailable: str = ""
 
@@ -72,6 +77,7 @@ def run_emulated(emulator: Emulator, board: Board, job: EmulatedJob) -> Emulated
         "models": {kind: str(path.resolve()) for kind, path in job.models.items()},
         "counts": dict(job.counts),
         "samples": str(job.samples),
+        "nodes": job.nodes,
         "threads": 1,
     }
     place.write_text(json.dumps(document), encoding="utf-8")
@@ -91,7 +97,8 @@ def run_emulated(emulator: Emulator, board: Board, job: EmulatedJob) -> Emulated
     entries = _entries(done.stdout)
     if done.returncode:
         return _failed(entries, done.returncode, done.stderr)
-    profiles = {entry["kind"]: Path(entry["profile"]) for entry in entries if entry["stage"] == "ran"}
+    ran = [entry for entry in entries if entry["stage"] == "ran"]
+    profiles = {entry["kind"]: Path(entry["profile"]) if entry["profile"] else None for entry in ran}
     return EmulatedFindings(models=read_counts(counts.read_text(encoding="ascii"), profiles))
 
 
@@ -122,30 +129,44 @@ class _Reading:
     counts: InstructionCounts
 
 
-def read_counts(text: str, profiles: Mapping[str, Path]) -> dict[str, CountedModel]:
+def read_counts(text: str, profiles: Mapping[str, Path | None]) -> dict[str, CountedModel]:
     """Return the counts of every model.
 
     Args:
         text: what the plugin wrote.
-        profiles: kind -> file of the runtime's profiler, in the order in which the models ran.
+        profiles: kind -> file of the runtime's profiler, None where no nodes were counted, in the order in which
+            the models ran.
 
     Raises:
         QCompileError: the marks are not those of ``_guest``.
     """
     readings = [_reading(line) for line in text.splitlines()]
     marks = [index for index, reading in enumerate(readings) if reading.mark]
-    if len(marks) != MARKS * len(profiles):
-        raise QCompileError(f"{len(marks)} marks were counted for {len(profiles)} models, {MARKS} each were expected")
+    expected = [RUN_MARKS + (NODE_MARKS if profile else 0) for profile in profiles.values()]
+    if len(marks) != sum(expected):
+        raise QCompileError(f"{len(marks)} marks were counted for {len(profiles)} models, not {sum(expected)}")
     found = {}
-    for number, (kind, profile) in enumerate(profiles.items()):
-        own = marks[MARKS * number : MARKS * (number + 1)]
-        runs = [readings[i].counts for i in own[: COUNTED_RUNS + 1]]
-        counted = tuple(difference(b, a) for a, b in pairwise(runs))
-        profiled = [r.counts for r in readings[own[-2] : own[-1] + 1]]
-        operators = _operators(json.loads(profile.read_text(encoding="utf-8")))
-        nodes, problem = by_node(profiled, len(operators), counted[-1])
-        found[kind] = CountedModel(runs=counted, operators=operators, nodes=nodes, nodes_unavailable=problem)
+    for (kind, profile), number in zip(profiles.items(), expected, strict=True):
+        own, marks = marks[:number], marks[number:]
+        counted = tuple(difference(readings[b].counts, readings[a].counts) for a, b in pairwise(own[:RUN_MARKS]))
+        found[kind] = CountedModel(runs=counted)
+        if profile is not None:
+            profiled = [r.counts for r in readings[own[-NODE_MARKS] : own[-1] + 1]]
+            found[kind] = _with_nodes(found[kind], profiled, profile)
     return found
+
+
+def _with_nodes(model: CountedModel, profiled: Sequence[InstructionCounts], profile: Path) -> CountedModel:
+    """Return a model with its nodes, from the readings of a profiled run and the profiler's file."""
+    events = _node_events(json.loads(profile.read_text(encoding="utf-8")))
+    nodes, problem = by_node(profiled, len(events), model.runs[-1])
+    return replace(
+        model,
+        operators=tuple((e["name"].removesuffix(_KERNEL), e["args"].get("op_name", "")) for e in events),
+        elements=tuple(_elements(e["args"]) for e in events),
+        nodes=nodes,
+        nodes_unavailable=problem,
+    )
 
 
 def _reading(line: str) -> _Reading:
@@ -156,12 +177,19 @@ def _reading(line: str) -> _Reading:
     return _Reading(kind == "m", counts)
 
 
-def _operators(events: Sequence[Mapping[str, Any]]) -> tuple[tuple[str, str], ...]:
-    """Return (name, operator) of every node in the last of the two profiled runs."""
-    suffix = "_kernel_time"
-    nodes = [e for e in events if e.get("cat") == "Node" and e["name"].endswith(suffix)]
-    last = nodes[len(nodes) // 2 :]
-    return tuple((e["name"].removesuffix(suffix), e["args"].get("op_name", "")) for e in last)
+_KERNEL = "_kernel_time"
+
+
+def _node_events(events: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Return the events of every node in the last of the two profiled runs."""
+    nodes = [e for e in events if e.get("cat") == "Node" and e["name"].endswith(_KERNEL)]
+    return nodes[len(nodes) // 2 :]
+
+
+def _elements(arguments: Mapping[str, Any]) -> int:
+    """Return the elements of a node's first output."""
+    shapes = [shape for entry in arguments.get("output_type_shape", [])[:1] for shape in entry.values()]
+    return math.prod(shapes[0]) if shapes else 0
 
 
 CLOCKS_BEFORE, CLOCKS_AFTER = 3, 5

@@ -7,14 +7,11 @@ import pytest
 from onnx import TensorProto, helper
 
 from qcompiler.compiler import compile_model
-from qcompiler.errors import RuntimeUnavailable
 from qcompiler.recipe import Recipe
-from qcompiler.runtime.emulation.build import prepare_emulator
 from qcompiler.runtime.emulation.cache import is_complete
+from tests.emulators import emulator_or_skip
 
 pytestmark = pytest.mark.slow
-NOT_HERE = ("is made for Debian", "apt-get failed", "pip failed", "cannot be fetched", "cannot be started")
-"""What an emulator that cannot be had says; that it does not work is another thing, and fails."""
 CHANNELS, SIDE = 32, 14
 
 
@@ -23,12 +20,7 @@ def emulator(tmp_path_factory):
     """Give an emulator that was built for this test, in a cache of its own."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
-        try:
-            made = prepare_emulator()
-        except RuntimeUnavailable as error:
-            if any(words in str(error) for words in NOT_HERE):
-                pytest.skip(f"no ARM emulation here: {error}")
-            raise
+        made = emulator_or_skip()
         yield made
         shutil.rmtree(made.tree)
 

@@ -97,6 +97,30 @@ def test_nodes_are_counted_without_the_profiler(counted):
     assert abs(sum(node.total for node in model.nodes) - model.runs[-1].total) <= BETWEEN + AROUND
 
 
+def test_a_model_may_be_counted_without_its_nodes(tmp_path):
+    machine = Machine()
+    machine.spend(100_000)
+    machine.say("m")
+    machine.plain_run()
+    machine.plain_run()
+    machine.model()
+    found = run.read_counts("\n".join(machine.lines), {"split": None, "result": write_profile(tmp_path, "result")})
+    assert found["split"] == run.CountedModel(runs=found["result"].runs)
+    assert found["result"].operators == NODES
+
+
+def test_elements_are_those_of_the_first_output(tmp_path):
+    machine = Machine()
+    machine.model()
+    path = write_profile(tmp_path, "result")
+    events = json.loads(path.read_text())
+    for event in events:
+        if event["name"] == "conv_kernel_time":
+            event["args"]["output_type_shape"] = [{"uint8": [1, 4, 5]}, {"uint8": [7]}]
+    path.write_text(json.dumps(events))
+    assert run.read_counts("\n".join(machine.lines), {"result": path})["result"].elements == (20, 0, 0)
+
+
 def test_nodes_that_do_not_fit_the_readings_are_not_told(tmp_path):
     machine = Machine()
     machine.model()
@@ -118,7 +142,7 @@ def test_multiplies_outside_of_nodes_mean_that_the_nodes_are_others():
 
 
 def test_other_marks_are_our_bug(tmp_path):
-    with pytest.raises(QCompileError, match="1 marks were counted for 1 models, 5 each were expected"):
+    with pytest.raises(QCompileError, match="1 marks were counted for 1 models, not 5"):
         run.read_counts("m 1 0 0 0 0\nc 2 0 0 0 0\n", {"result": write_profile(tmp_path, "result")})
 
 
