@@ -1,4 +1,4 @@
-"""What lowering passes share: a weight's integer codes, computed late, and planned bias corrections."""
+"""What lowering passes share: codes computed late, planned bias corrections, planned numbers of channels."""
 
 from __future__ import annotations
 
@@ -55,3 +55,24 @@ def correct_bias(graph: ir.Graph, node: ir.Node, plan: CompressionPlan, taken: s
     value = add_initializer(graph, fresh_name(taken, f"{node.name}_b"), corrected)
     node.resize_inputs(3)
     node.replace_input_with(2, value)
+
+
+def aligned_channels(plan: CompressionPlan, node: str) -> int:
+    """Return the number of input channels that a convolution is to read, 0 where nothing was decided.
+
+    Raises:
+        QCompileError: the plan holds something else than a number there.
+    """
+    found = plan.choices.get(_channels_key(node), "0")
+    if not found.isdecimal():
+        raise QCompileError(f"the plan's choice '{_channels_key(node)}' is '{found}'; it must be a number")
+    return int(found)
+
+
+def with_aligned_channels(plan: CompressionPlan, node: str, channels: int) -> CompressionPlan:
+    """Return a plan in which a convolution is to read so many input channels."""
+    return plan.with_choice(_channels_key(node), str(channels))
+
+
+def _channels_key(node: str) -> str:
+    return f"input channels of {node}"
