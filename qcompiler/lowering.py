@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from qcompiler.errors import QCompileError
 from qcompiler.model.edit import add_initializer, constant_of, fresh_name, tensor_array
 from qcompiler.model.weights import has_row_bias
-from qcompiler.plan import CompressionPlan, TensorPlan
+from qcompiler.plan import CompressionPlan, Precision, TensorPlan
 from qcompiler.quant.grid import quantize
 
 
@@ -55,6 +55,31 @@ def correct_bias(graph: ir.Graph, node: ir.Node, plan: CompressionPlan, taken: s
     value = add_initializer(graph, fresh_name(taken, f"{node.name}_b"), corrected)
     node.resize_inputs(3)
     node.replace_input_with(2, value)
+
+
+CHANNEL_MULTIPLE = 4
+OUTPUT_CHANNELS = 16
+"""ONNX Runtime's convolution without im2col takes so many input channels at once, and writes at least so many."""
+
+
+def alignable(model: ir.Model, plan: CompressionPlan) -> dict[str, int]:
+    """Return the integer convolutions that only their input channels keep from the faster kernel.
+
+    Returns:
+        node name -> number of input channels that it would have to read.
+    """
+    found: dict[str, int] = {}
+    for node in model.graph:
+        decision = plan.nodes.get(node.name or "")
+        if node.op_type != "Conv" or decision is None or decision.precision is not Precision.INTEGER:
+            continue
+        weight, groups = node.inputs[1], node.attributes.get("group")
+        if weight is None or weight.const_value is None or (groups is not None and groups.as_int() != 1):
+            continue
+        written, channels = weight.const_value.shape.numpy()[:2]
+        if channels % CHANNEL_MULTIPLE and written >= OUTPUT_CHANNELS:
+            found[node.name or ""] = -(-channels // CHANNEL_MULTIPLE) * CHANNEL_MULTIPLE
+    return found
 
 
 def aligned_channels(plan: CompressionPlan, node: str) -> int:

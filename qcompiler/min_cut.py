@@ -12,6 +12,7 @@ import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from statistics import median
 
 import networkx
 import onnx_ir as ir
@@ -101,7 +102,10 @@ class Splitter:
         """Return the split with the least predicted latency; ties go to the integers."""
         graph = self._network()
         _, (integer_side, _) = networkx.minimum_cut(graph, INT, FLT)
-        to_float = [n for n in self.movable() if self._leader[n] not in integer_side]
+        return self.of([n for n in self.movable() if self._leader[n] not in integer_side])
+
+    def of(self, to_float: Sequence[str]) -> Cut:
+        """Return a given split with what is predicted of it."""
         return Cut(
             to_float=tuple(to_float),
             predicted_us=self.predict(frozenset(to_float)),
@@ -182,19 +186,25 @@ CONVERSIONS = frozenset({"QuantizeLinear", "DequantizeLinear", "Transpose", "Reo
 
 
 def boundary_cost(profiles: Sequence[tuple[str, float, int]]) -> BoundaryCost:
-    """Return what a conversion costs per element, from profiled nodes.
+    """Return what a conversion costs per element and at least, from profiled nodes.
 
     Args:
         profiles: (operator, microseconds, elements) of every node of the profiled models. A crossing pays for
-            one quantization and one change of layout.
+            one quantization and one change of layout. Small conversions tell the least cost, large ones the rate.
     """
-    rates = []
+    rate = least = 0.0
     for kinds in (("QuantizeLinear", "DequantizeLinear"), ("Transpose", "ReorderInput", "ReorderOutput")):
         seen = [(us, size) for op, us, size in profiles if op in kinds and size > 0]
-        total = sum(size for _, size in seen)
-        rates.append(sum(us for us, _ in seen) / total if total else DEFAULT_RATE_US)
-    return BoundaryCost(per_element_us=sum(rates))
+        large = [(us, size) for us, size in seen if size >= LARGE]
+        small = [us for us, size in seen if size < LARGE]
+        total = sum(size for _, size in large)
+        rate += sum(us for us, _ in large) / total if total else DEFAULT_RATE_US
+        least += median(small) if small else DEFAULT_LEAST_US
+    return BoundaryCost(per_element_us=rate, least_us=least)
 
 
-DEFAULT_RATE_US = 5e-4
-"""Microseconds per element where no conversion was profiled: about 2 GB of float a second."""
+LARGE = 1 << 14
+"""Elements from which the time of a conversion grows with its size."""
+DEFAULT_RATE_US = 2e-4
+"""Microseconds per element where no large conversion was profiled: about 5 GB of float a second."""
+DEFAULT_LEAST_US = 0.5

@@ -31,7 +31,7 @@ TIERS: tuple[frozenset[str], ...] = tuple(
         "counting",
         "decoding passes targets",
         "pipeline registry",
-        "linting repair shared_plan trial",
+        "linting node_costs repair shared_plan trial",
         "measured_placement",
         "compiler",
         "cli",
