@@ -18,7 +18,7 @@ from qcompiler.min_cut import FLOAT, INTEGER, BoundaryCost, Cut, Splitter, node_
 from qcompiler.model.save import save_model
 from qcompiler.node_costs import by_node, calibrated, completed, crossing_cost
 from qcompiler.records import Metric, PassReport
-from qcompiler.repair import reverted
+from qcompiler.repair import pinned_to_integers, reverted
 from qcompiler.runtime.gate_process import GateFindings, GateJob, RunTimes, run_gate, write_samples
 from qcompiler.runtime.latency_db import Conditions, LatencyDatabase, NodeLatency
 from qcompiler.runtime.machine import machine_name
@@ -68,9 +68,9 @@ def place_by_measurement(
         write_samples(Subset(samples, (0,)), folder)
         base, integer, metrics = _aligned(state, context, folder, lower)
         measured = _measure(base, context, folder, integer)
-        cuts = _candidates(base, measured)
+        cuts = _candidates(base, measured, pinned_to_integers(base.model, context.recipe.rules))
         metrics += _predictions(cuts[0], measured)
-        best, best_ratio, chosen = base, 1.0 - MIN_WIN, None
+        best, best_ratio, kept = base, 1.0 - MIN_WIN, None
         for number, cut in enumerate(c for c in cuts if c.to_float):
             context.progress("measuring splits", number, len(cuts))
             split = reverted(base, context, frozenset(cut.to_float), NAME)
@@ -78,12 +78,12 @@ def place_by_measurement(
             ratio, reached_us = _ratio(integer, written, folder, context)
             metrics += _outcome(number + 1, cut, ratio, reached_us, measured.fixed_us)
             if ratio < best_ratio:
-                best, best_ratio, chosen = split, ratio, cut
-    if chosen is None:
+                best, best_ratio, kept = split, ratio, (number + 1, cut)
+    if kept is None:
         note = "no split is predicted to be faster" if not any(c.to_float for c in cuts) else "no split was faster"
         report = _report(metrics, f"{note}; everything that can stays in integers")
     else:
-        metrics += _savings(chosen, best_ratio)
+        metrics += _savings(*kept, best_ratio)
         count = sum(NAME in n.decided_by for n in best.plan.nodes.values())
         report = _report(metrics, f"{count} nodes stay in float")
     return best, replace(report, changed=best is not state)
@@ -108,15 +108,14 @@ def _aligned(
     return (aligned, written, metrics) if ratio < 1.0 - MIN_WIN else (state, plain, metrics)
 
 
-def _candidates(state: State, measured: Measured) -> list[Cut]:
+def _candidates(state: State, measured: Measured, pinned: frozenset[str] = frozenset()) -> list[Cut]:
     """Return the cuts for boundaries of the measured cost and of others: the profile sees no cache misses."""
     found: list[Cut] = []
     for factor in BOUNDARY_FACTORS:
         boundary = replace(measured.boundary, per_element_us=measured.boundary.per_element_us * factor)
-        splitter = Splitter(state, measured.costs, boundary)
-        to_float = splitter.cut().to_float
+        to_float = Splitter(state, measured.costs, boundary, pinned).cut().to_float
         if to_float not in [c.to_float for c in found]:
-            found.append(Splitter(state, measured.costs, measured.boundary).of(to_float))
+            found.append(Splitter(state, measured.costs, measured.boundary, pinned).of(to_float))
     return found
 
 
@@ -252,10 +251,11 @@ def _outcome(number: int, cut: Cut, ratio: float, reached_us: float, fixed_us: f
     return found
 
 
-def _savings(cut: Cut, ratio: float) -> list[Metric]:
+def _savings(number: int, cut: Cut, ratio: float) -> list[Metric]:
     """Return what the split that is kept saves, of the all-integer latency: predicted and measured."""
     predicted = 100.0 * (1.0 - cut.predicted_us / cut.all_integer_us) if cut.all_integer_us > 0 else 0.0
     return [
+        Metric("kept split, by latency", float(number), ""),
         Metric("predicted latency saved by the split", predicted, "%"),
         Metric("measured latency saved by the split", 100.0 * (1.0 - ratio), "%"),
     ]

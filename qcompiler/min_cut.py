@@ -78,16 +78,25 @@ class Splitter:
         costs: (node, "integer" or "float") -> latency. A node without an entry costs nothing on that side,
             which is what a node that the runtime fuses away costs.
         boundary: the cost of a crossing value.
+        pinned: nodes that stay in integers, whatever that costs.
     """
 
-    def __init__(self, state: State, costs: Mapping[tuple[str, str], NodeLatency], boundary: BoundaryCost) -> None:
+    def __init__(
+        self,
+        state: State,
+        costs: Mapping[tuple[str, str], NodeLatency],
+        boundary: BoundaryCost,
+        pinned: frozenset[str] = frozenset(),
+    ) -> None:
         self._state, self._costs, self._boundary = state, costs, boundary
         self._nodes = list(state.model.graph)
         self._leader = {n.name or "": self._leader_of(n) for n in self._nodes}
+        self._pinned = {self._leader[n] for n in pinned if n in self._leader}
 
     def movable(self) -> list[str]:
-        """Return the nodes that may run in integers, in graph order."""
-        return [n.name or "" for n in self._nodes if self._is_integer(n)]
+        """Return the nodes that may run on either side, in graph order."""
+        names = [n.name or "" for n in self._nodes if self._is_integer(n)]
+        return [n for n in names if self._leader[n] not in self._pinned]
 
     def predict(self, to_float: frozenset[str]) -> float:
         """Return the predicted latency, in microseconds, with some nodes in float."""
@@ -123,6 +132,8 @@ class Splitter:
                 # A hair more than nothing on the float side breaks ties towards the integers.
                 _add(graph, INT, name, self._cost(node.name or "", FLOAT) + 1e-6)
                 _add(graph, name, FLT, self._cost(node.name or "", INTEGER))
+                if name in self._pinned:
+                    _add(graph, INT, name, INFINITE)
             else:
                 _add(graph, name, FLT, INFINITE)
         for value, maker, readers in self._values():
@@ -151,7 +162,8 @@ class Splitter:
         return found
 
     def _crossing(self, to_float: frozenset[str]) -> list[ir.Value]:
-        leaders = {self._leader[n] for n in self.movable()} - {self._leader[n] for n in to_float}
+        integer = {self._leader[n.name or ""] for n in self._nodes if self._is_integer(n)}
+        leaders = integer - {self._leader[n] for n in to_float}
         crossing = []
         for value, maker, readers in self._values():
             sides = {reader in leaders for reader in readers}

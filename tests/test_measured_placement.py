@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 
+import numpy as np
 import pytest
 
 import qcompiler.measured_placement as placement
+from qcompiler.lowering import aligned_channels, with_aligned_channels
 from qcompiler.min_cut import FLOAT, INTEGER, BoundaryCost
 from qcompiler.plan import Precision
+from qcompiler.recipe import MatchRule
 from qcompiler.repair import NAME as REPAIR
 from qcompiler.repair import compute_nodes, reverted
+from qcompiler.runtime.gate_process import GateFindings, ProfiledNode, RunTimes
 from qcompiler.runtime.latency_db import LatencyDatabase, NodeLatency
 from tests.compiling import lowered, planned, samples
 from tests.models import conv_net
@@ -30,7 +35,7 @@ def slow_in_integers(state, slow):
             us = 10.0 if side == FLOAT else 1000.0 if node.name == slow else 5.0
             costs[node.name, side] = NodeLatency(us, us)
     boundary = BoundaryCost(per_element_us=1e-6, least_us=0.0)
-    return placement.Measured(costs=costs, boundary=boundary, reused=0, total_us={})
+    return placement.Measured(costs=costs, boundary=boundary, reused=0)
 
 
 def measured(state, context):
@@ -63,6 +68,27 @@ def test_a_split_that_is_not_faster_is_dropped(monkeypatch, decided, ratio):
     assert "no split was faster" in report.notes[0]
 
 
+@pytest.mark.parametrize(
+    ("rule", "stays"),
+    [
+        (MatchRule(pattern="^conv1$", scheme="static"), "integer"),
+        (MatchRule(pattern="^conv1$", keep_float=True), "float"),
+    ],
+)
+def test_a_recipe_pins_nodes(monkeypatch, tmp_path, rule, stays):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    state, context = planned(conv_net(batch_norm=False), rules=[rule])
+    # What is pinned is slow where it is: the cut would move it.
+    side, slow = (INTEGER, 1000.0) if stays == "integer" else (FLOAT, 1000.0)
+    found = slow_in_integers(state, "none")
+    found.costs["conv1", side] = NodeLatency(slow, slow)
+    monkeypatch.setattr(placement, "_measure", lambda *_: found)
+    monkeypatch.setattr(placement, "_ratio", lambda *_: (0.5, 100.0))
+    placed, _ = measured(state, context)
+    assert (placed.plan.nodes["conv1"].precision is Precision.INTEGER) == (stays == "integer")
+    assert placement.NAME not in placed.plan.nodes["conv1"].decided_by
+
+
 def test_repair_keeps_what_placement_decided(monkeypatch, decided):
     placed, _ = place(monkeypatch, decided, ratio=0.5)
     other = compute_nodes(placed)[-1]
@@ -72,16 +98,127 @@ def test_repair_keeps_what_placement_decided(monkeypatch, decided):
     assert repaired.plan.nodes[other].decided_by[-1] == REPAIR
 
 
+def profile_of(state, node_us=6.0, run_us=20.0):
+    nodes = [ProfiledNode(n.name, n.op_type, node_us, node_us, 10) for n in state.model.graph]
+    run = RunTimes(run_us, run_us + 1.0, 2.0)
+    kinds = ("original", "result")
+    return GateFindings(nodes=dict.fromkeys(kinds, nodes), runs=dict.fromkeys(kinds, run))
+
+
 def test_measured_nodes_are_found_again_in_the_database(decided, monkeypatch, tmp_path):
     state, context = decided
-    profiled = [placement.ProfiledNode(n.name, n.op_type, 5.0, 6.0, 10) for n in state.model.graph]
-    monkeypatch.setattr(placement, "_profile", lambda *_: {"original": profiled, "result": profiled})
+    monkeypatch.setattr(placement, "_run", lambda *_: profile_of(state))
     first = placement._measure(state, context, tmp_path, tmp_path / "integer.onnx")
-    monkeypatch.setattr(placement, "_profile", lambda *_: pytest.fail("measured again"))
+    monkeypatch.setattr(placement, "_run", lambda *_: pytest.fail("measured again"))
     again = placement._measure(state, context, tmp_path, tmp_path / "integer.onnx")
     assert (first.reused, again.reused) == (0, len(list(state.model.graph)))
-    assert again.costs == first.costs
+    assert (again.costs, again.boundary, again.fixed_us) == (first.costs, first.boundary, first.fixed_us)
     assert LatencyDatabase().set_aside == ""
+
+
+def test_both_sides_add_up_to_a_run_without_the_profiler(decided, monkeypatch, tmp_path):
+    state, context = decided
+    monkeypatch.setattr(placement, "_run", lambda *_: profile_of(state, node_us=6.0, run_us=20.0))
+    found = placement._measure(state, context, tmp_path, tmp_path / "integer.onnx")
+    for side in (INTEGER, FLOAT):
+        total = sum(us.typical_us for (_, where), us in found.costs.items() if where == side)
+        assert total + found.fixed_us == pytest.approx(20.0)
+
+
+def test_an_aligned_convolution_has_a_latency_of_its_own(decided):
+    state, _ = decided
+    node = next(n for n in state.model.graph if n.op_type == "Conv")
+    aligned = replace(state, plan=with_aligned_channels(state.plan, node.name, 4))
+    assert placement._signature(node, aligned) != placement._signature(node, state)
+
+
+def blocks(ratios):
+    return [[[1.0, 1.5], [ratio, 2.0]] for ratio in ratios]
+
+
+def test_the_ratio_is_cautious():
+    steady = placement.cautious_ratio(blocks([0.95] * 20))
+    noisy = placement.cautious_ratio(blocks([0.85, 0.90, 0.95, 1.00, 1.05] * 4))
+    assert steady == pytest.approx(0.95)
+    # The middle of both is 0.95; two standard errors of a median of 20 with a deviation of 0.05 * 1.4826.
+    assert noisy == pytest.approx(0.95 + 2 * 1.2533 * 1.4826 * 0.05 / np.sqrt(20))
+
+
+def timing(monkeypatch, *rounds):
+    """Let the child find these blocks, one list per process, and return the processes that were started."""
+    started = []
+
+    def run(*_):
+        started.append(1)
+        return GateFindings(blocks=tuple(blocks(rounds[len(started) - 1])))
+
+    monkeypatch.setattr(placement, "_run", run)
+    return started
+
+
+def files(tmp_path):
+    (tmp_path / "integer.onnx").write_bytes(b"integer")
+    (tmp_path / "split.onnx").write_bytes(b"split")
+    return tmp_path / "integer.onnx", tmp_path / "split.onnx"
+
+
+def test_the_worse_of_two_processes_counts(monkeypatch, decided, tmp_path):
+    started = timing(monkeypatch, [0.9] * 5, [0.97] * 5)
+    ratio, reached_us = placement._ratio(*files(tmp_path), tmp_path, decided[1])
+    assert ratio == pytest.approx(0.97)
+    assert reached_us == pytest.approx(900.0)
+    assert len(started) == placement.PROCESSES
+
+
+def test_what_loses_once_is_not_timed_again(monkeypatch, decided, tmp_path):
+    started = timing(monkeypatch, [1.1] * 5, [0.5] * 5)
+    assert placement._ratio(*files(tmp_path), tmp_path, decided[1])[0] == pytest.approx(1.1)
+    assert len(started) == 1
+
+
+def test_the_same_files_get_the_same_answer(monkeypatch, decided, tmp_path):
+    timing(monkeypatch, [0.9] * 5, [0.9] * 5)
+    first = placement._ratio(*files(tmp_path), tmp_path, decided[1])
+    monkeypatch.setattr(placement, "_run", lambda *_: pytest.fail("timed again"))
+    assert placement._ratio(*files(tmp_path), tmp_path, decided[1]) == pytest.approx(first)
+    integer, split = files(tmp_path)
+    split.write_bytes(b"another split")
+    with pytest.raises(pytest.fail.Exception, match="timed again"):
+        placement._ratio(integer, split, tmp_path, decided[1])
+
+
+@pytest.fixture
+def stem(monkeypatch, tmp_path):
+    """Give the planned state of a network whose first convolution reads 3 channels and writes 16."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    return planned(conv_net(batch_norm=False, channels=16))
+
+
+def aligning(monkeypatch, stem, ratio):
+    state, context = stem
+    monkeypatch.setattr(placement, "_measure", lambda *_: slow_in_integers(state, "none"))
+    monkeypatch.setattr(placement, "_ratio", lambda *_: (ratio, 100.0))
+    return measured(state, context)
+
+
+def test_channels_are_aligned_where_that_is_faster(monkeypatch, stem):
+    state, report = aligning(monkeypatch, stem, ratio=0.9)
+    assert aligned_channels(state.plan, "conv1") == 4
+    assert report.changed
+    assert "align-channels" in stem[1].target.lower_passes()
+
+
+@pytest.mark.parametrize("ratio", [1.0 - placement.MIN_WIN, 1.1])
+def test_channels_stay_as_they_are_where_that_is_as_fast(monkeypatch, stem, ratio):
+    state, report = aligning(monkeypatch, stem, ratio)
+    assert state is stem[0]
+    assert not report.changed
+
+
+def test_repair_keeps_aligned_channels(monkeypatch, stem):
+    state, _ = aligning(monkeypatch, stem, ratio=0.9)
+    repaired = reverted(state, stem[1], frozenset({compute_nodes(state)[-1]}), REPAIR)
+    assert aligned_channels(repaired.plan, "conv1") == 4
 
 
 def test_a_model_is_measured_for_real(decided):
