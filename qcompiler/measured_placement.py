@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import math
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -28,7 +27,9 @@ from qcompiler.state import Context, State
 NAME = "measured-placement"
 PROFILE_RUNS = 30
 LATENCY_SECONDS = 1.0
-PROCESSES = 2
+FEW_PROCESSES, MANY_PROCESSES = 2, 5
+CLEARLY_SLOWER = 1.05
+"""A ratio above this is not measured a second time."""
 MIN_WIN = 0.01
 """A split must be faster than the all-integer one by this share: ratios of minima repeat to half of it."""
 BOUNDARY_FACTORS = (1.0, 0.5, 2.0, 4.0)
@@ -198,41 +199,44 @@ def _run(stage: str, first: Path, second: Path, folder: Path, context: Context) 
 def _ratio(integer: Path, split: Path, folder: Path, context: Context) -> tuple[float, float]:
     """Return the latency of a split over that of the all-integer model, and in microseconds.
 
-    The ratio is a cautious one, see ``cautious_ratio``, and the worse of two processes: where a process happens
-    to put its tensors in memory makes a difference of its own. What was measured of two files is kept, so that
-    the same question gets the same answer.
+    Every process gives the ratio of the fastest runs, interleaved: what else the machine does only makes runs
+    slower. Where a process happens to put its tensors in memory makes a difference of its own, so there are
+    several, and the ratio is a cautious one, see ``cautious_ratio``. What was measured of two files is kept, so
+    that the same question gets the same answer.
     """
     database, conditions = LatencyDatabase(), _conditions(context)
     key = (_digest(integer, split), "ratio")
     known = database.read([key], conditions).get(key)
     if known is not None:
         return known.typical_us, known.min_us
-    ratio, reached_us = 0.0, float("inf")
-    for _ in range(PROCESSES):
+    ratios: list[float] = []
+    reached_us = float("inf")
+    while not _is_clear(ratios):
         findings = _run("latency", integer, split, folder, context)
         if findings.failure or not findings.blocks:
             return float("inf"), 0.0
-        ratio = max(ratio, cautious_ratio(findings.blocks))
-        reached_us = min(reached_us, *(1e3 * t for block in findings.blocks for t in block[1]))
-        if ratio >= 1.0 - MIN_WIN:
-            break
+        first, second = (min(t for block in findings.blocks for t in block[which]) for which in (0, 1))
+        ratios.append(second / first)
+        reached_us = min(reached_us, second * 1e3)
+    ratio = cautious_ratio(ratios)
     database.write({key: NodeLatency(reached_us, ratio)}, conditions)
     return ratio, reached_us
 
 
-def cautious_ratio(blocks: Sequence[Sequence[Sequence[float]]]) -> float:
-    """Return a ratio of latencies that the true one exceeds in few of a hundred measurements.
+def _is_clear(ratios: Sequence[float]) -> bool:
+    """Return True if enough processes were heard: few where all agree by some margin, more where it is close."""
+    if len(ratios) < FEW_PROCESSES:
+        return bool(ratios) and ratios[0] > CLEARLY_SLOWER
+    limit = 1.0 - MIN_WIN
+    return max(ratios) < limit - MIN_WIN or min(ratios) > limit + MIN_WIN or len(ratios) >= MANY_PROCESSES
 
-    It is the median over the blocks of the ratio of their fastest runs, plus two standard errors of that median,
-    which follow from the median absolute deviation.
 
-    Args:
-        blocks: run times of both models, interleaved block by block.
+def cautious_ratio(ratios: Sequence[float]) -> float:
+    """Return the upper quartile of the ratios that several processes measured; of two the larger one.
+
+    A split is kept by this figure, so that noise rather loses a small gain than keeps a loss.
     """
-    ratios = np.asarray([min(second) / min(first) for first, second in blocks])
-    middle = float(np.median(ratios))
-    deviation = 1.4826 * float(np.median(np.abs(ratios - middle)))
-    return middle + 2.0 * 1.2533 * deviation / math.sqrt(len(ratios))
+    return float(np.quantile(ratios, 0.75, method="higher"))
 
 
 def _digest(*files: Path) -> str:

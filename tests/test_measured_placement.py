@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from dataclasses import replace
 
-import numpy as np
 import pytest
 
 import qcompiler.measured_placement as placement
@@ -132,25 +131,22 @@ def test_an_aligned_convolution_has_a_latency_of_its_own(decided):
     assert placement._signature(node, aligned) != placement._signature(node, state)
 
 
-def blocks(ratios):
-    return [[[1.0, 1.5], [ratio, 2.0]] for ratio in ratios]
+@pytest.mark.parametrize(
+    ("ratios", "expected"),
+    [([0.9], 0.9), ([0.9, 0.95], 0.95), ([0.99, 0.90, 0.97, 0.98, 1.2], 0.99)],
+)
+def test_the_ratio_is_cautious(ratios, expected):
+    assert placement.cautious_ratio(ratios) == expected
 
 
-def test_the_ratio_is_cautious():
-    steady = placement.cautious_ratio(blocks([0.95] * 20))
-    noisy = placement.cautious_ratio(blocks([0.85, 0.90, 0.95, 1.00, 1.05] * 4))
-    assert steady == pytest.approx(0.95)
-    # The middle of both is 0.95; two standard errors of a median of 20 with a deviation of 0.05 * 1.4826.
-    assert noisy == pytest.approx(0.95 + 2 * 1.2533 * 1.4826 * 0.05 / np.sqrt(20))
-
-
-def timing(monkeypatch, *rounds):
-    """Let the child find these blocks, one list per process, and return the processes that were started."""
+def timing(monkeypatch, *ratios):
+    """Let the processes of the child find these ratios, one after the other, and return those that were started."""
     started = []
 
     def run(*_):
         started.append(1)
-        return GateFindings(blocks=tuple(blocks(rounds[len(started) - 1])))
+        # The second block of both was disturbed: only the fastest runs count.
+        return GateFindings(blocks=([[1.0, 1.5], [ratios[len(started) - 1], 2.0]], [[9.0], [3.0]]))
 
     monkeypatch.setattr(placement, "_run", run)
     return started
@@ -162,22 +158,26 @@ def files(tmp_path):
     return tmp_path / "integer.onnx", tmp_path / "split.onnx"
 
 
-def test_the_worse_of_two_processes_counts(monkeypatch, decided, tmp_path):
-    started = timing(monkeypatch, [0.9] * 5, [0.97] * 5)
+@pytest.mark.parametrize(
+    ("ratios", "processes", "expected"),
+    [
+        ([0.90, 0.97], 2, 0.97),  # both clearly faster
+        ([1.01, 1.02], 2, 1.02),  # both clearly not faster by enough
+        ([1.10], 1, 1.10),  # not worth a second look
+        ([0.97, 0.995, 0.97, 0.97, 0.97], 5, 0.97),  # too close: more are asked
+        ([0.985, 0.995, 0.97, 0.999, 0.97], 5, 0.995),
+    ],
+)
+def test_close_ratios_are_measured_more_often(monkeypatch, decided, tmp_path, ratios, processes, expected):
+    started = timing(monkeypatch, *ratios)
     ratio, reached_us = placement._ratio(*files(tmp_path), tmp_path, decided[1])
-    assert ratio == pytest.approx(0.97)
-    assert reached_us == pytest.approx(900.0)
-    assert len(started) == placement.PROCESSES
-
-
-def test_what_loses_once_is_not_timed_again(monkeypatch, decided, tmp_path):
-    started = timing(monkeypatch, [1.1] * 5, [0.5] * 5)
-    assert placement._ratio(*files(tmp_path), tmp_path, decided[1])[0] == pytest.approx(1.1)
-    assert len(started) == 1
+    assert ratio == pytest.approx(expected)
+    assert reached_us == pytest.approx(1e3 * min(ratios))
+    assert len(started) == processes
 
 
 def test_the_same_files_get_the_same_answer(monkeypatch, decided, tmp_path):
-    timing(monkeypatch, [0.9] * 5, [0.9] * 5)
+    timing(monkeypatch, 0.9, 0.9)
     first = placement._ratio(*files(tmp_path), tmp_path, decided[1])
     monkeypatch.setattr(placement, "_run", lambda *_: pytest.fail("timed again"))
     assert placement._ratio(*files(tmp_path), tmp_path, decided[1]) == pytest.approx(first)
