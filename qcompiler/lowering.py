@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -97,6 +98,12 @@ def aligned_channels(plan: CompressionPlan, node: str) -> int:
 def with_aligned_channels(plan: CompressionPlan, node: str, channels: int) -> CompressionPlan:
     """Return a plan in which a convolution is to read so many input channels."""
     return plan.with_choice(_channels_key(node), str(channels))
+
+
+def without_idle_channels(plan: CompressionPlan) -> CompressionPlan:
+    """Return a plan without numbers of channels for nodes that do not run in integers."""
+    idle = {_channels_key(n.name) for n in plan.nodes.values() if n.precision is not Precision.INTEGER}
+    return replace(plan, choices={k: v for k, v in plan.choices.items() if k not in idle})
 
 
 def _channels_key(node: str) -> str:

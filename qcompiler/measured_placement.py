@@ -12,7 +12,7 @@ import numpy as np
 import onnx_ir as ir
 
 from qcompiler.data import Dataset, Subset
-from qcompiler.lowering import alignable, aligned_channels, with_aligned_channels
+from qcompiler.lowering import alignable, aligned_channels, with_aligned_channels, without_idle_channels
 from qcompiler.min_cut import FLOAT, INTEGER, BoundaryCost, Cut, Splitter, node_signature
 from qcompiler.model.save import save_model
 from qcompiler.node_costs import by_node, calibrated, completed, crossing_cost
@@ -75,6 +75,7 @@ def place_by_measurement(
         for number, cut in enumerate(c for c in cuts if c.to_float):
             context.progress("measuring splits", number, len(cuts))
             split = reverted(base, context, frozenset(cut.to_float), NAME)
+            split = replace(split, plan=without_idle_channels(split.plan))
             written = _saved(lower(split), folder / f"split{number}.onnx")
             ratio, reached_us = _ratio(integer, written, folder, context)
             metrics += _outcome(number + 1, cut, ratio, reached_us, measured.fixed_us)

@@ -215,6 +215,15 @@ def test_channels_stay_as_they_are_where_that_is_as_fast(monkeypatch, stem, rati
     assert not report.changed
 
 
+def test_a_convolution_that_goes_to_float_loses_its_aligned_channels(monkeypatch, stem):
+    state, context = stem
+    monkeypatch.setattr(placement, "_measure", lambda *_: slow_in_integers(state, "conv1"))
+    monkeypatch.setattr(placement, "_ratio", lambda *_: (0.5, 100.0))
+    placed, _ = measured(state, context)
+    assert placed.plan.nodes["conv1"].precision is not Precision.INTEGER
+    assert aligned_channels(placed.plan, "conv1") == 0
+
+
 def test_repair_keeps_aligned_channels(monkeypatch, stem):
     state, _ = aligning(monkeypatch, stem, ratio=0.9)
     repaired = reverted(state, stem[1], frozenset({compute_nodes(state)[-1]}), REPAIR)
