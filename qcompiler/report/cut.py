@@ -69,6 +69,14 @@ def _saving(facts: CutFacts) -> str:
     return f", {measured:.1f} % faster (predicted {predicted:.1f} %)"
 
 
+def by_operator(facts: CutFacts) -> list[tuple[str, list[str]]]:
+    """Return (operator, names) of the nodes that stayed in float, the most frequent operator first."""
+    groups: dict[str, list[str]] = {}
+    for layer in facts.nodes:
+        groups.setdefault(layer.op_type, []).append(layer.name)
+    return sorted(groups.items(), key=lambda group: (-len(group[1]), group[0]))
+
+
 def split_rows(facts: CutFacts) -> list[tuple[str, ...]]:
     """Return one row per split that was timed, in the order of ``SPLIT_COLUMNS``."""
     figures = facts.figures

@@ -33,6 +33,11 @@ def test_every_split_that_was_timed_is_listed():
     assert "conv1 stays in float" in shown
 
 
+def test_nodes_are_grouped_by_operator_the_most_frequent_first():
+    facts = cut.cut_facts(placed_report())
+    assert [(op, len(names)) for op, names in cut.by_operator(facts)] == [("Conv", 2), ("MaxPool", 1), ("Relu", 1)]
+
+
 def test_a_split_without_a_time_is_listed_too():
     facts = cut.CutFacts(nodes=(), figures={"measured latency ratio of split 1": float("inf")}, aligned=())
     assert cut.split_rows(facts) == [("1", "-", "-", "-", "infx", "no")]
