@@ -32,6 +32,8 @@ CLEARLY_SLOWER = 1.05
 """A ratio above this is not measured a second time."""
 MIN_WIN = 0.01
 """A split must be faster than the all-integer one by this share: ratios of minima repeat to half of it."""
+MAX_LOSS_DB = 0.1
+"""A faster split may cost this much quality: fewer rounded values rarely make an answer worse, but they can."""
 BOUNDARY_FACTORS = (1.0, 0.5, 2.0, 4.0)
 BOUNDARY_KEY = ("boundary", "conversion")
 FIXED_KEY = ("run", "fixed")
@@ -79,7 +81,7 @@ def place_by_measurement(
             written = _saved(lower(split), folder / f"split{number}.onnx")
             ratio, reached_us = _ratio(integer, written, folder, context)
             metrics += _outcome(number + 1, cut, ratio, reached_us, measured.fixed_us)
-            if ratio < best_ratio:
+            if ratio < best_ratio and _keeps_quality(split, base, context):
                 best, best_ratio, kept = split, ratio, (number + 1, cut)
     if kept is None:
         note = "no split is predicted to be faster" if not any(c.to_float for c in cuts) else "no split was faster"
@@ -89,6 +91,12 @@ def place_by_measurement(
         count = sum(NAME in n.decided_by for n in best.plan.nodes.values())
         report = _report(metrics, f"{count} nodes stay in float")
     return best, replace(report, changed=best is not state)
+
+
+def _keeps_quality(split: State, base: State, context: Context) -> bool:
+    """Return True if a split answers as well as all integers do on the acceptance samples, where there are any."""
+    trial = context.trial
+    return trial is None or trial(split) >= trial(base) - MAX_LOSS_DB
 
 
 def _aligned(

@@ -152,6 +152,17 @@ def timing(monkeypatch, *ratios):
     return started
 
 
+@pytest.mark.parametrize(("loss_db", "kept"), [(0.0, True), (1.0, False), (-3.0, True)])
+def test_a_faster_split_that_answers_worse_is_dropped(monkeypatch, decided, loss_db, kept):
+    state, context = decided
+
+    def level(tried):
+        return 30.0 - loss_db * (tried.plan.nodes["conv1"].precision is not Precision.INTEGER)
+
+    found, report = place(monkeypatch, (state, replace(context, trial=level)), ratio=0.5)
+    assert (found is not state) == report.changed == kept
+
+
 def files(tmp_path):
     (tmp_path / "integer.onnx").write_bytes(b"integer")
     (tmp_path / "split.onnx").write_bytes(b"split")
