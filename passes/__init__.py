@@ -13,6 +13,7 @@ PASSES: dict[str, str] = {
     "scale-weights": "qcompiler.passes.scale_weights:ScaleWeights",
     "correct-bias": "qcompiler.passes.correct_bias:CorrectBias",
     "insert-qdq": "qcompiler.passes.insert_qdq:InsertQdq",
+    "align-channels": "qcompiler.passes.align_channels:AlignChannels",
     "insert-dynamic": "qcompiler.passes.insert_dynamic:InsertDynamic",
     "pack-weights": "qcompiler.passes.pack_weights:PackWeights",
     "pack-constants": "qcompiler.passes.pack_constants:PackConstants",

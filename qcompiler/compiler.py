@@ -18,7 +18,7 @@ from qcompiler.model.load import LoadedModel, load_model
 from qcompiler.model.save import OutputFolder, save_model
 from qcompiler.passes import MINIMAL, WITH_DATA, WITHOUT_DATA
 from qcompiler.pipeline import AfterPass, Pipeline, select
-from qcompiler.placing import Placing, place_measured
+from qcompiler.placement.dispatch import Placing, place_measured
 from qcompiler.plan import CompressionPlan, Role
 from qcompiler.protocols import Pass, PassKind, PassResult, Target
 from qcompiler.recipe import Recipe

@@ -1,8 +1,9 @@
-"""What lowering passes share: a weight's integer codes, computed late, and planned bias corrections."""
+"""What lowering passes share: codes computed late, planned bias corrections, planned numbers of channels."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 from qcompiler.errors import QCompileError
 from qcompiler.model.edit import add_initializer, constant_of, fresh_name, tensor_array
 from qcompiler.model.weights import has_row_bias
-from qcompiler.plan import CompressionPlan, TensorPlan
+from qcompiler.plan import CompressionPlan, Precision, TensorPlan
 from qcompiler.quant.grid import quantize
 from qcompiler.quant.levels import quantize_to_levels
 
@@ -58,3 +59,55 @@ def correct_bias(graph: ir.Graph, node: ir.Node, plan: CompressionPlan, taken: s
     value = add_initializer(graph, fresh_name(taken, f"{node.name}_b"), corrected)
     node.resize_inputs(3)
     node.replace_input_with(2, value)
+
+
+CHANNEL_MULTIPLE = 4
+OUTPUT_CHANNELS = 16
+"""ONNX Runtime's convolution without im2col takes so many input channels at once, and writes at least so many."""
+
+
+def alignable(model: ir.Model, plan: CompressionPlan) -> dict[str, int]:
+    """Return the integer convolutions that only their input channels keep from the faster kernel.
+
+    Returns:
+        node name -> number of input channels that it would have to read.
+    """
+    found: dict[str, int] = {}
+    for node in model.graph:
+        decision = plan.nodes.get(node.name or "")
+        if node.op_type != "Conv" or decision is None or decision.precision is not Precision.INTEGER:
+            continue
+        weight, groups = node.inputs[1], node.attributes.get("group")
+        if weight is None or weight.const_value is None or (groups is not None and groups.as_int() != 1):
+            continue
+        written, channels = weight.const_value.shape.numpy()[:2]
+        if channels % CHANNEL_MULTIPLE and written >= OUTPUT_CHANNELS:
+            found[node.name or ""] = -(-channels // CHANNEL_MULTIPLE) * CHANNEL_MULTIPLE
+    return found
+
+
+def aligned_channels(plan: CompressionPlan, node: str) -> int:
+    """Return the number of input channels that a convolution is to read, 0 where nothing was decided.
+
+    Raises:
+        QCompileError: the plan holds something else than a number there.
+    """
+    found = plan.choices.get(_channels_key(node), "0")
+    if not found.isdecimal():
+        raise QCompileError(f"the plan's choice '{_channels_key(node)}' is '{found}'; it must be a number")
+    return int(found)
+
+
+def with_aligned_channels(plan: CompressionPlan, node: str, channels: int) -> CompressionPlan:
+    """Return a plan in which a convolution is to read so many input channels."""
+    return plan.with_choice(_channels_key(node), str(channels))
+
+
+def without_idle_channels(plan: CompressionPlan) -> CompressionPlan:
+    """Return a plan without numbers of channels for nodes that do not run in integers."""
+    idle = {_channels_key(n.name) for n in plan.nodes.values() if n.precision is not Precision.INTEGER}
+    return replace(plan, choices={k: v for k, v in plan.choices.items() if k not in idle})
+
+
+def _channels_key(node: str) -> str:
+    return f"input channels of {node}"

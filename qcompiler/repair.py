@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
+import onnx_ir as ir
 
 from qcompiler.floors import LATENCY
 from qcompiler.plan import NodePlan, Precision, Role
@@ -161,6 +162,17 @@ def reverted(state: State, context: Context, nodes: frozenset[str], by: str) -> 
     marked = {n: replace(placed.nodes[n], reason=d.reason, decided_by=d.decided_by) for n, d in before.items()}
     plan = replace(placed, tensors=kept, choices=state.plan.choices).with_nodes(*why.values(), *marked.values())
     return replace(state, plan=plan.with_choice(f"kept in float by {by}", ", ".join(sorted(nodes))))
+
+
+def pinned_to_integers(model: ir.Model, rules: Sequence[MatchRule]) -> frozenset[str]:
+    """Return the nodes for which a rule of the recipe asks for integers, by ``scheme`` "static" or "dynamic"."""
+    found = set()
+    for node in model.graph:
+        names = [node.name or "", *(v.name or "" for v in node.inputs if v is not None and v.is_initializer())]
+        matching = [r for r in rules if any(re.search(r.pattern, name) for name in names)]
+        if matching and matching[-1].scheme in ("static", "dynamic"):
+            found.add(node.name or "")
+    return frozenset(found)
 
 
 REASONS = {

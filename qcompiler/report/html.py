@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qcompiler.records import CompileReport, LayerReport, Skip, TensorHistogram
-from qcompiler.report import digest, instructions, words
+from qcompiler.report import cut, digest, instructions, words
 from qcompiler.report.card import CARD_GROUPS
 from qcompiler.report.document import write_text
 
@@ -154,6 +154,8 @@ def _render(report: CompileReport, limits: Limits) -> str:
             layers=rows,
             histograms=histograms,
             instructions=instructions,
+            cut=cut,
+            placed=cut.cut_facts(report),
             costly=report.verdict.emulated[0].nodes[: limits.layers] if report.verdict.emulated else (),
             skips=skips[: limits.skips],
             skip_count=len(skips),
@@ -258,6 +260,7 @@ def _sections(report: CompileReport, skips: Sequence[tuple[str, Skip]]) -> list[
         "floors": ("Floors", bool(report.verdict.floors)),
         "outputs": ("Outputs", True),
         "integers": ("Integers", True),
+        "placement": ("Placement", cut.cut_facts(report) is not None),
         "instructions": ("Instructions", bool(report.verdict.emulated)),
         "plots": ("Plots", bool(report.layers)),
         "layers": ("Layers", bool(report.layers)),

@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.text import Text
 
 from qcompiler.records import CompileReport, Floor, LayerReport
-from qcompiler.report import digest, instructions, words
+from qcompiler.report import cut, digest, instructions, words
 from qcompiler.report.layout import add_row, heading, show, show_facts, table
 from qcompiler.report.views import print_layer, print_pass
 
@@ -56,6 +56,7 @@ def print_report(
     _print_figures(report, console)
     _print_outputs(report, console)
     _print_integer(report, console, verbose=verbose)
+    _print_cut(report, console, verbose=verbose)
     _print_instructions(report, console, verbose=verbose)
     _print_worst(report, console, limit=None if verbose else WORST_LAYERS)
     _print_repairs(report, console)
@@ -158,6 +159,23 @@ def _print_integer(report: CompileReport, console: Console, *, verbose: bool) ->
         listed = ", ".join(words.shorten(name, 40) for name in shown)
         show(console, f"{len(names):,} {state}: {reason}")
         show(console, f"{listed}{more}", indent=4, style="dim")
+
+
+def _print_cut(report: CompileReport, console: Console, *, verbose: bool) -> None:
+    facts = cut.cut_facts(report)
+    if facts is None:
+        return
+    heading(console, f"{cut.TITLE}: {cut.cut_sentence(facts)}")
+    if not verbose:
+        return
+    rows = table(*cut.SPLIT_COLUMNS, right=cut.SPLIT_FIGURES)
+    splits = cut.split_rows(facts)
+    for row in splits:
+        add_row(rows, *row)
+    if splits:
+        show(console, rows)
+    for layer in facts.nodes:
+        show(console, f"{layer.op_type} {words.shorten(layer.name, 60)} stays in float", style="dim")
 
 
 def _print_instructions(report: CompileReport, console: Console, *, verbose: bool) -> None:

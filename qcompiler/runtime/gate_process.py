@@ -67,6 +67,15 @@ class ProfiledNode:
     elements: int
 
 
+@dataclass(frozen=True, slots=True)
+class RunTimes:
+    """Microseconds of whole runs without the profiler: the fastest, the median, and the fixed part of any run."""
+
+    min_us: float
+    median_us: float
+    fixed_us: float
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GateFindings:
     """What the child found.
@@ -86,6 +95,8 @@ class GateFindings:
     seconds: dict[str, float] = field(default_factory=dict)
     nodes: dict[str, list[ProfiledNode]] = field(default_factory=dict)
     """"original" and "result" -> every node of the runtime's graph."""
+    runs: dict[str, RunTimes] = field(default_factory=dict)
+    """"original" and "result" -> what a run takes without the profiler, where nodes were profiled."""
     layers: tuple[tuple[tuple[str, ...], str, bool], ...] = ()
     """Names, operator and whether it runs in integers, of every node of a runtime that is not ONNX Runtime."""
     title: str = "ONNX Runtime"
@@ -161,6 +172,7 @@ def _read(text: str, code: int) -> GateFindings:
         memory={k: int(v) for k, v in load.get("memory", {}).items()},
         seconds={k: float(v) for k, v in load.get("seconds", {}).items()},
         nodes={k: [ProfiledNode(*row) for row in v] for k, v in stages.get("profile", {}).get("nodes", {}).items()},
+        runs={k: RunTimes(*row) for k, row in stages.get("profile", {}).get("runs", {}).items()},
         layers=tuple((tuple(n), op, bool(i)) for n, op, i in stages.get("layers", {}).get("layers", ())),
         title=str(stages.get("layers", {}).get("title", "ONNX Runtime")),
         untimed=shorten(str(stages.get("untimed", {}).get("reason", ""))),

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from qcompiler.errors import OutputError
 
-SCHEMA = 1
+SCHEMA = 2
 WAIT_S = 30.0
 _TABLE = """
 CREATE TABLE IF NOT EXISTS node_latency (

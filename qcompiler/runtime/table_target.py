@@ -10,7 +10,7 @@ from qcompiler.plan import Precision, QuantSpec
 from qcompiler.protocols import OpRule, Refusal
 from qcompiler.runtime.ort_cpu import FLOAT_REASONS, find_rule
 
-QDQ_LOWERING = ("insert-qdq", "insert-dynamic", "pack-weights", "pack-constants")
+QDQ_LOWERING = ("insert-qdq", "align-channels", "insert-dynamic", "pack-weights", "pack-constants")
 """The passes that write a plan as a QDQ graph."""
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import tempfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
+from qcompiler.lowering import with_aligned_channels
 from qcompiler.model.save import to_proto
 from qcompiler.plan import CompressionPlan
 from qcompiler.state import Context, State
@@ -31,6 +33,7 @@ BEFORE: dict[str, tuple[str, ...]] = {
     "calibrate": ("fold-batch-norm", "place", "observe", "scale-weights"),
     "correct-bias": ("fold-batch-norm", *PLANNING),
     "insert-qdq": BEFORE_LOWERING,
+    "align-channels": (*BEFORE_LOWERING, "insert-qdq"),
     "insert-dynamic": BEFORE_LOWERING,
     "pack-weights": BEFORE_LOWERING,
     "pack-constants": BEFORE_LOWERING,
@@ -99,7 +102,10 @@ def before(name: str) -> tuple[State, Context]:
     state = start(proto)
     data = samples(state.model, free=3)
     where = context("x86", data)
-    return run_passes(state, where, *BEFORE[name]), where
+    state = run_passes(state, where, *BEFORE[name])
+    if name == "align-channels":
+        state = replace(state, plan=with_aligned_channels(state.plan, "conv1", 4))
+    return state, where
 
 
 def model_bytes(state: State) -> bytes:

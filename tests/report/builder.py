@@ -24,12 +24,21 @@ from tests.report.parts import (
     make_layer,
     make_model,
     make_passes,
+    make_placing,
     make_plan,
     make_time,
     make_verdict,
 )
 
-__all__ = ["HOSTILE", "emulated_report", "failed_report", "make_report", "missed_report", "unverified_report"]
+__all__ = [
+    "HOSTILE",
+    "emulated_report",
+    "failed_report",
+    "make_report",
+    "missed_report",
+    "placed_report",
+    "unverified_report",
+]
 
 
 def make_report(layers: int = 27, *, hostile: bool = False, target: str = "arm:cortex-a76") -> CompileReport:
@@ -79,6 +88,20 @@ def emulated_report(layers: int = 27, *, hostile: bool = False) -> CompileReport
     names = layer_names(layers, hostile=hostile)
     runs = (make_emulated(names), make_emulated(names, "cortex-a72", "widening"))
     return dataclasses.replace(report, verdict=dataclasses.replace(report.verdict, emulated=runs))
+
+
+def placed_report(layers: int = 27, *, hostile: bool = False, kept: bool = True) -> CompileReport:
+    """Return a report of a run at -O2 that timed two splits, and kept the second one or none."""
+    report = make_report(layers, hostile=hostile)
+    moved = {layer.name for layer in report.layers[:4]} if kept else set()
+    made = tuple(
+        dataclasses.replace(layer, decided_by=("place", "measured-placement")) if layer.name in moved else layer
+        for layer in report.layers
+    )
+    aligned = {f"input channels of {report.layers[0].name}": "4"} if kept else {}
+    placing = make_placing(kept=kept)
+    passes, choices = (*report.passes, placing), {**report.choices, **aligned}
+    return dataclasses.replace(report, layers=made, passes=passes, choices=choices)
 
 
 def failed_report(**changes: Any) -> CompileReport:

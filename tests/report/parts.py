@@ -204,6 +204,23 @@ def make_passes(names: list[str], *, hostile: bool = False) -> tuple[PassReport,
     )
 
 
+def make_placing(*, kept: bool) -> PassReport:
+    """Return what measured placement reports of two splits, of which the second one is kept, or none."""
+    figures = [("measured latency ratio with aligned channels", 0.917, "of all integers, latency")]
+    for number, predicted, measured, ratio in ((1, 640.0, 710.0, 1.004), (2, 655.0, 642.0, 0.911 if kept else 1.01)):
+        figures += [
+            (f"measured latency ratio of split {number}", ratio, "of all integers, latency"),
+            (f"predicted latency of split {number}", predicted, "us"),
+            (f"measured latency of split {number}", measured, "us"),
+            (f"predicted latency of split {number} is off by", 100 * (predicted / measured - 1), "%"),
+        ]
+    if kept:
+        figures += [("kept split, by latency", 2.0, ""), ("predicted latency saved by the split", 7.1, "%")]
+        figures += [("measured latency saved by the split", 8.9, "%")]
+    metrics = tuple(Metric(*figure) for figure in figures)
+    return PassReport(name="measured-placement", changed=kept, metrics=metrics, seconds=9.0)
+
+
 def make_verdict(names: list[str]) -> Verdict:
     """Return a verdict with every floor held."""
     left = tuple(name for i, name in enumerate(names) if is_float(i, names))

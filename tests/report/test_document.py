@@ -16,7 +16,14 @@ import pytest
 from qcompiler.errors import InputError, OutputError, QCompileError
 from qcompiler.records import CompileReport
 from qcompiler.report import document
-from tests.report.builder import emulated_report, failed_report, make_report, missed_report, unverified_report
+from tests.report.builder import (
+    emulated_report,
+    failed_report,
+    make_report,
+    missed_report,
+    placed_report,
+    unverified_report,
+)
 
 REPORTS = {
     "verified": make_report(),
@@ -24,6 +31,8 @@ REPORTS = {
     "failed": failed_report(),
     "emulated": emulated_report(),
     "emulated, hostile": emulated_report(40, hostile=True),
+    "placed": placed_report(),
+    "placed, hostile": placed_report(40, hostile=True),
     "missed": missed_report(),
     "unverified": unverified_report(),
     "one layer": make_report(1),

@@ -11,7 +11,15 @@ from rich.console import Console
 from qcompiler.errors import UsageError
 from qcompiler.records import CompileReport
 from qcompiler.report.terminal import print_report
-from tests.report.builder import HOSTILE, emulated_report, failed_report, make_report, missed_report, unverified_report
+from tests.report.builder import (
+    HOSTILE,
+    emulated_report,
+    failed_report,
+    make_report,
+    missed_report,
+    placed_report,
+    unverified_report,
+)
 
 REPORTS = {
     "verified": make_report(),
@@ -19,6 +27,8 @@ REPORTS = {
     "failed": failed_report(),
     "emulated": emulated_report(),
     "emulated, hostile": emulated_report(40, hostile=True),
+    "placed": placed_report(),
+    "placed, hostile": placed_report(40, hostile=True),
     "missed": missed_report(),
     "unverified": unverified_report(),
     "one layer": make_report(1),

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from qcompiler import placing
-from qcompiler.counted_placement import InstructionMeter
-from qcompiler.measured_placement import LatencyMeter
+from qcompiler.placement import dispatch as placing
+from qcompiler.placement.instructions import InstructionMeter
+from qcompiler.placement.latency import LatencyMeter
 from qcompiler.recipe import Recipe
 from qcompiler.records import PassReport
 from qcompiler.registry import load_target

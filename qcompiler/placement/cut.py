@@ -81,16 +81,25 @@ class Splitter:
         costs: (node, "integer" or "float") -> cost. A node without an entry costs nothing on that side,
             which is what a node that the runtime fuses away costs.
         boundary: the cost of a crossing value.
+        pinned: nodes that stay in integers, whatever that costs.
     """
 
-    def __init__(self, state: State, costs: Mapping[tuple[str, str], float], boundary: BoundaryCost) -> None:
+    def __init__(
+        self,
+        state: State,
+        costs: Mapping[tuple[str, str], float],
+        boundary: BoundaryCost,
+        pinned: frozenset[str] = frozenset(),
+    ) -> None:
         self._state, self._costs, self._boundary = state, costs, boundary
         self._nodes = list(state.model.graph)
         self._leader = {n.name or "": self._leader_of(n) for n in self._nodes}
+        self._pinned = {self._leader[n] for n in pinned if n in self._leader}
 
     def movable(self) -> list[str]:
-        """Return the nodes that may run in integers, in graph order."""
-        return [n.name or "" for n in self._nodes if self._is_integer(n)]
+        """Return the nodes that may run on either side, in graph order."""
+        names = [n.name or "" for n in self._nodes if self._is_integer(n)]
+        return [n for n in names if self._leader[n] not in self._pinned]
 
     def predict(self, to_float: frozenset[str]) -> float:
         """Return the predicted cost with some nodes in float."""
@@ -105,7 +114,10 @@ class Splitter:
         """Return the split with the least predicted cost; ties go to the integers."""
         graph = self._network()
         _, (integer_side, _) = networkx.minimum_cut(graph, INT, FLT)
-        to_float = [n for n in self.movable() if self._leader[n] not in integer_side]
+        return self.of([n for n in self.movable() if self._leader[n] not in integer_side])
+
+    def of(self, to_float: Sequence[str]) -> Cut:
+        """Return a given split with what is predicted of it."""
         return Cut(
             to_float=tuple(to_float),
             predicted=self.predict(frozenset(to_float)),
@@ -123,6 +135,8 @@ class Splitter:
                 # A hair more than nothing on the float side breaks ties towards the integers.
                 _add(graph, INT, name, self._cost(node.name or "", FLOAT) + 1e-6)
                 _add(graph, name, FLT, self._cost(node.name or "", INTEGER))
+                if name in self._pinned:
+                    _add(graph, INT, name, INFINITE)
             else:
                 _add(graph, name, FLT, INFINITE)
         for value, maker, readers in self._values():
@@ -151,7 +165,8 @@ class Splitter:
         return found
 
     def _crossing(self, to_float: frozenset[str]) -> list[ir.Value]:
-        leaders = {self._leader[n] for n in self.movable()} - {self._leader[n] for n in to_float}
+        integer = {self._leader[n.name or ""] for n in self._nodes if self._is_integer(n)}
+        leaders = integer - {self._leader[n] for n in to_float}
         crossing = []
         for value, maker, readers in self._values():
             sides = {reader in leaders for reader in readers}
@@ -182,24 +197,3 @@ def _add(graph: networkx.DiGraph[str], tail: str, head: str, capacity: float) ->
 
 
 CONVERSIONS = frozenset({"QuantizeLinear", "DequantizeLinear", "Transpose", "ReorderInput", "ReorderOutput"})
-
-
-def boundary_cost(profiles: Sequence[tuple[str, float, int]]) -> BoundaryCost:
-    """Return what a conversion costs per element, from profiled nodes.
-
-    Args:
-        profiles: (operator, microseconds, elements) of every node of the profiled models. A crossing pays for
-            one quantization and one change of layout.
-    """
-    rates = []
-    for kinds in (("QuantizeLinear", "DequantizeLinear"), ("Transpose", "ReorderInput", "ReorderOutput")):
-        seen = [(us, size) for op, us, size in profiles if op in kinds and size > 0]
-        total = sum(size for _, size in seen)
-        rates.append(sum(us for us, _ in seen) / total if total else DEFAULT_RATE_US)
-    return BoundaryCost(per_element=sum(rates), least=LEAST_US)
-
-
-DEFAULT_RATE_US = 5e-4
-"""Microseconds per element where no conversion was profiled: about 2 GB of float a second."""
-LEAST_US = 1.0
-"""Microseconds that a conversion costs at least."""

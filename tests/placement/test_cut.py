@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 from onnx import helper
 
-from qcompiler.measured_placement import BOUNDARY_FACTORS, MIN_WIN
-from qcompiler.min_cut import FLOAT, INTEGER, BoundaryCost, Splitter, boundary_cost, node_signature
 from qcompiler.model.load import load_model
+from qcompiler.placement.cut import FLOAT, INTEGER, BoundaryCost, Splitter, node_signature
+from qcompiler.placement.latency import BOUNDARY_FACTORS, MIN_WIN
+from qcompiler.placement.node_times import LARGE, boundary_cost
 from qcompiler.plan import CompressionPlan, NodePlan, Precision
 from qcompiler.state import State
 from tests import models
@@ -78,9 +79,31 @@ def test_nodes_that_are_float_by_plan_stay_there(tmp_path: Path) -> None:
     assert splitter.cut().to_float == ()
 
 
+@pytest.mark.parametrize("seed", range(8))
+def test_pinned_nodes_stay_in_integers_and_the_rest_is_still_the_cheapest(tmp_path: Path, seed: int) -> None:
+    costs = {**costs_of(np.random.default_rng(seed)), ("conv1", INTEGER): 500.0}
+    state = residual_state(tmp_path)
+    assert "conv1" in Splitter(state, costs, BOUNDARY).cut().to_float
+    splitter = Splitter(state, costs, BOUNDARY, frozenset({"conv1"}))
+    free = [n for n in NODES if n != "conv1"]
+    every = [c for size in range(len(free) + 1) for c in itertools.combinations(free, size)]
+    cut = splitter.cut()
+    assert splitter.movable() == free
+    assert "conv1" not in cut.to_float
+    assert cut.predicted == pytest.approx(min(splitter.predict(frozenset(c)) for c in every), abs=1e-4)
+
+
 def test_the_boundary_is_one_conversion_and_one_layout_change() -> None:
-    rows = [("QuantizeLinear", 2.0, 1000), ("Transpose", 3.0, 1000), ("Conv", 50.0, 10), ("ReorderInput", 1.0, 1000)]
-    assert boundary_cost(rows).per_element == pytest.approx(2.0 / 1000 + 4.0 / 2000)
+    size = LARGE
+    rows = [("QuantizeLinear", 2.0, size), ("Transpose", 3.0, size), ("Conv", 50.0, 10), ("ReorderInput", 1.0, size)]
+    small = [("QuantizeLinear", 0.25, 10), ("DequantizeLinear", 0.75, 10), ("Transpose", 0.3, 10)]
+    found = boundary_cost([*rows, *small])
+    assert found.per_element == pytest.approx(2.0 / size + 4.0 / (2 * size))
+    assert found.least == pytest.approx(0.5 + 0.3)
+
+
+def test_small_conversions_say_nothing_about_the_rate() -> None:
+    assert boundary_cost([("QuantizeLinear", 5.0, 10)]).per_element == boundary_cost([]).per_element
 
 
 def test_signatures_tell_shapes_and_attributes_apart(tmp_path: Path) -> None:

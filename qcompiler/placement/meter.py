@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from qcompiler.min_cut import BoundaryCost
+from qcompiler.placement.cut import BoundaryCost
 from qcompiler.records import Metric
 from qcompiler.state import State
 
@@ -53,6 +53,10 @@ class Meter(Protocol):
     @property
     def boundary_factors(self) -> tuple[float, ...]:
         """One candidate is cut for boundaries of each multiple; infinity forbids them: everything in float."""
+
+    @property
+    def aligns(self) -> bool:
+        """True if convolutions that read their channels by fours are worth a try."""
 
     def measure(self, state: State, integer: Path, folder: Path) -> Measured:
         """Return the cost of every node on both sides.

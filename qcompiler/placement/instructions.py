@@ -11,9 +11,9 @@ from typing import ClassVar
 import onnx_ir as ir
 
 from qcompiler.errors import RuntimeUnavailable
-from qcompiler.meters import Measured
-from qcompiler.min_cut import CONVERSIONS, FLOAT, INTEGER, BoundaryCost
 from qcompiler.model.save import save_model
+from qcompiler.placement.cut import CONVERSIONS, FLOAT, INTEGER, BoundaryCost
+from qcompiler.placement.meter import Measured
 from qcompiler.records import Metric
 from qcompiler.runtime.emulation.board import Board
 from qcompiler.runtime.emulation.build import Emulator
@@ -46,6 +46,8 @@ class InstructionMeter:
     boundary_factors: ClassVar[tuple[float, ...]] = (1.0, 3.0, math.inf)
     """A boundary can also keep the runtime from fusing nodes, hence 3; the last is everything in float."""
 
+    aligns: ClassVar[bool] = False
+    """The kernel that reads channels by fours is one of x86 processors."""
     emulator: Emulator
     board: Board
     totals: dict[Path, float] = field(default_factory=dict)

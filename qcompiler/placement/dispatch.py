@@ -8,10 +8,11 @@ from dataclasses import dataclass, replace
 
 import onnx_ir as ir
 
-from qcompiler.counted_placement import InstructionMeter
 from qcompiler.data import Dataset
-from qcompiler.measured_placement import LatencyMeter, place_by_measurement
-from qcompiler.meters import Meter
+from qcompiler.placement.instructions import InstructionMeter
+from qcompiler.placement.latency import LatencyMeter
+from qcompiler.placement.meter import Meter
+from qcompiler.placement.search import place_by_measurement
 from qcompiler.records import PassReport
 from qcompiler.runtime.emulation.board import boards_for
 from qcompiler.runtime.emulation.build import Emulator
