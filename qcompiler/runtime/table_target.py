@@ -10,8 +10,8 @@ from qcompiler.plan import Precision, QuantSpec
 from qcompiler.protocols import OpRule, Refusal
 from qcompiler.runtime.ort_cpu import FLOAT_REASONS, find_rule
 
-QDQ_LOWERING = ("insert-qdq", "insert-dynamic", "pack-weights", "pack-constants")
-"""The passes that write a plan as a QDQ graph."""
+QDQ_LOWERING = ("insert-qdq", "pad-codes", "insert-dynamic", "pack-weights", "pack-constants")
+"""The passes that write a plan as a QDQ graph, for ONNX Runtime's CPU provider."""
 
 
 @dataclass(frozen=True)
