@@ -52,10 +52,9 @@ def test_every_row_runs_in_integers(opened, operator):
     assert np.abs(expected - answered).max() <= 0.03 * np.abs(expected).max()
 
 
-@pytest.mark.parametrize("operator", ["Mul", "Pad"])
-def test_what_was_left_out_of_the_table_runs_in_float(opened, operator):
-    """x86's table takes these two; OpenVINO reads such a file and computes them in float."""
-    found = layers(opened(onnx.load_from_string(serialized(compiled(around(operator), target="x86")))))
+def test_what_was_left_out_of_the_table_runs_in_float(opened):
+    """x86's table takes a Mul; OpenVINO reads such a file and computes it in float."""
+    found = layers(opened(onnx.load_from_string(serialized(compiled(around("Mul"), target="x86")))))
     assert not found[OPERATOR][1], found
     assert found.get(AFTER, found.get(f"{AFTER}/WithoutBiases"))[1]
 
