@@ -5,6 +5,7 @@ from __future__ import annotations
 import enum
 from dataclasses import replace
 
+from qcompiler.passes import EXACT
 from qcompiler.plan import CompressionPlan, Precision, QuantSpec
 from qcompiler.protocols import Target
 from qcompiler.recipe import Recipe
@@ -62,9 +63,14 @@ def places_alike(decided: State, context: Context, other: Target) -> bool:
     """
     if any(placed_by(t, context.recipe) is not PlacedBy.TABLE for t in (context.target, other)):
         return False
-    if other.lower_passes() != context.target.lower_passes():
+    if _writing(other) != _writing(context.target):
         return False
     return _placement(decided, context) == _placement(decided, replace(context, target=other))
+
+
+def _writing(target: Target) -> list[str]:
+    """Return the lowering passes of a target that a search may see in a result: those that can change a value."""
+    return [name for name in target.lower_passes() if name not in EXACT]
 
 
 def with_shared_plan(verdict: Verdict, plan: CompressionPlan) -> Verdict:

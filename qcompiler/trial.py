@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from qcompiler.data import Dataset, Subset
 from qcompiler.errors import DataError, RuntimeUnavailable
+from qcompiler.passes import LOSSLESS
 from qcompiler.pipeline import Pipeline
 from qcompiler.protocols import Target
 from qcompiler.quant.grid import power_ratio_db
@@ -25,9 +26,6 @@ FINISHING: tuple[tuple[Fact, str], ...] = (
     (Fact.RANGES, "calibrate{method=mse}"),
 )
 """What is run, in order, for every fact that a state lacks."""
-
-LOSSLESS = frozenset({"pack-constants"})
-"""Lowering passes that change no value: a trial does without."""
 
 SQUASHING = frozenset({"Softmax", "LogSoftmax", "Sigmoid"})
 
@@ -116,8 +114,9 @@ def measured_values(model: ir.Model) -> list[str]:
 def _made_by(value: ir.Value) -> ir.Node | None:
     """Return the node that makes a value, or what is before the Q/DQ pair that makes it."""
     node = value.producer()
-    for pair in ("DequantizeLinear", "QuantizeLinear"):
-        if node is not None and node.op_type == pair and node.inputs[0] is not None:
+    for step in ("DequantizeLinear", "Clip", "QuantizeLinear"):
+        coded = step != "Clip" or (node is not None and node.outputs[0].dtype is ir.DataType.UINT8)
+        if node is not None and node.op_type == step and coded and node.inputs[0] is not None:
             node = node.inputs[0].producer()
     return node
 

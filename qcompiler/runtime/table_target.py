@@ -10,8 +10,8 @@ from qcompiler.plan import Precision, QuantSpec
 from qcompiler.protocols import OpRule, Refusal
 from qcompiler.runtime.ort_cpu import FLOAT_REASONS, find_rule
 
-QDQ_LOWERING = ("insert-qdq", "align-channels", "insert-dynamic", "pack-weights", "pack-constants")
-"""The passes that write a plan as a QDQ graph."""
+QDQ_LOWERING = ("insert-qdq", "pad-codes", "align-channels", "insert-dynamic", "pack-weights", "pack-constants")
+"""The passes that write a plan as a QDQ graph, for ONNX Runtime's CPU provider."""
 
 
 @dataclass(frozen=True)
@@ -22,6 +22,7 @@ class TableTarget:
         table: what the runtime executes on quantized data.
         float_reasons: operator -> why it stays in float.
         lowering: names of the passes that write a plan.
+        weight_bits / activation_bits: widths of codes that a recipe may ask for.
         files: what is written beside ``model.onnx``.
     """
 
@@ -32,6 +33,8 @@ class TableTarget:
     profiles: ClassVar[tuple[str, ...]] = ()
     float_reasons: ClassVar[Mapping[str, str]] = FLOAT_REASONS
     lowering: ClassVar[tuple[str, ...]] = QDQ_LOWERING
+    weight_bits: ClassVar[frozenset[int]] = frozenset({8})
+    activation_bits: ClassVar[frozenset[int]] = frozenset({8})
     files: ClassVar[tuple[str, ...]] = ()
 
     @property

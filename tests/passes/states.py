@@ -19,6 +19,7 @@ from qcompiler.plan import CompressionPlan
 from qcompiler.state import Context, State
 from tests.compiling import PLANNING, context, run_passes, samples, start
 from tests.models import FLOAT, build, conv_net, token_net
+from tests.targets.operators import around
 
 BEFORE_LOWERING = ("fold-batch-norm", *PLANNING, "correct-bias")
 
@@ -34,6 +35,9 @@ BEFORE: dict[str, tuple[str, ...]] = {
     "correct-bias": ("fold-batch-norm", *PLANNING),
     "insert-qdq": BEFORE_LOWERING,
     "align-channels": (*BEFORE_LOWERING, "insert-qdq"),
+    "pad-codes": (*BEFORE_LOWERING, "insert-qdq"),
+    "raise-opset": BEFORE_LOWERING,
+    "store-int4": (*BEFORE_LOWERING, "raise-opset", "insert-qdq"),
     "insert-dynamic": BEFORE_LOWERING,
     "pack-weights": BEFORE_LOWERING,
     "pack-constants": BEFORE_LOWERING,
@@ -92,8 +96,13 @@ MODELS: dict[str, Callable[[], onnx.ModelProto]] = {
     "insert-dynamic": token_net,
     "pack-weights": token_net,
     "pack-constants": table_net,
+    "pad-codes": lambda: around("Pad"),
 }
 """Pass -> a model in which it finds something to do; all others take ``conv_net``."""
+
+
+FOR = {"raise-opset": ("qnn", "W8A16"), "store-int4": ("qnn", "W4A8")}
+"""Pass -> the target that wants it, and the widths that do; all others are tried for ``x86``."""
 
 
 def before(name: str) -> tuple[State, Context]:
@@ -101,7 +110,8 @@ def before(name: str) -> tuple[State, Context]:
     proto = MODELS.get(name, lambda: conv_net(channels=16))()
     state = start(proto)
     data = samples(state.model, free=3)
-    where = context("x86", data)
+    target, bits = FOR.get(name, ("x86", "W8A8"))
+    where = context(target, data, bits=bits)
     state = run_passes(state, where, *BEFORE[name])
     if name == "align-channels":
         state = replace(state, plan=with_aligned_channels(state.plan, "conv1", 4))
