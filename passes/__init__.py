@@ -24,7 +24,7 @@ PASSES: dict[str, str] = {
 
 _REWRITES = ("widen-float16", "fold-batch-norm")
 
-LOSSLESS = frozenset({"pad-codes", "pack-constants", "store-int4"})
+LOSSLESS = frozenset({"align-channels", "pad-codes", "pack-constants", "store-int4"})
 """Lowering passes that change no value: trial runs do without them."""
 
 EXACT = LOSSLESS | {"raise-opset"}

@@ -8,7 +8,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from qcompiler.lowering import weight_codes
+from qcompiler.lowering import aligned_channels, weight_codes
 from qcompiler.model.edit import all_nodes, constant_of
 from qcompiler.plan import CompressionPlan, Precision, Role, TensorPlan
 from qcompiler.quant.grid import along, dequantize
@@ -38,7 +38,8 @@ def differing_constant(before: ir.Model, after: ir.Model, plan: CompressionPlan)
             decoded = _decoded_weight(lowered, index) if weight is not None else None
             if entry is None or weight is None or decoded is None:
                 continue
-            if not np.array_equal(decoded, _planned_weight(weight, entry, decoded.dtype)):
+            planned = _planned_weight(weight, entry, decoded.dtype)
+            if not np.array_equal(decoded, _aligned(planned, aligned_channels(plan, node.name or ""), decoded.shape)):
                 return f"weight '{entry.name}' of node '{node.name}' does not decode to its planned values"
             if index == 1 and not _bias_holds(node, lowered, plan):
                 return f"the bias of node '{node.name}' is not the planned one"
@@ -67,6 +68,13 @@ def _planned_weight(weight: NDArray[Any], entry: TensorPlan, dtype: np.dtype[Any
     if dtype == np.float32:
         return dequantize(codes, entry.scale, entry.zero_point, entry.spec.axis)
     return np.asarray(codes.astype(dtype) * along(entry.scale, entry.spec.axis, codes.ndim).astype(dtype))
+
+
+def _aligned(weight: NDArray[Any], channels: int, shape: tuple[int, ...]) -> NDArray[Any]:
+    """Return a weight with input channels of zeros added, where that was planned and has been written."""
+    if not channels or weight.ndim != len(shape) or shape[1] != channels:
+        return weight
+    return np.pad(weight, [(0, channels - weight.shape[1] if axis == 1 else 0) for axis in range(weight.ndim)])
 
 
 def _decoded_weight(node: ir.Node, index: int) -> NDArray[Any] | None:
