@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qcompiler.records import CompileReport, LayerReport, Skip, TensorHistogram
-from qcompiler.report import digest, instructions, words
+from qcompiler.report import digest, instructions, search, words
 from qcompiler.report.card import CARD_GROUPS
 from qcompiler.report.document import write_text
 
@@ -154,6 +154,7 @@ def _render(report: CompileReport, limits: Limits) -> str:
             layers=rows,
             histograms=histograms,
             instructions=instructions,
+            search=search,
             costly=report.verdict.emulated[0].nodes[: limits.layers] if report.verdict.emulated else (),
             skips=skips[: limits.skips],
             skip_count=len(skips),
