@@ -8,8 +8,10 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import TYPE_CHECKING
 
-from qcompiler.budget import Budget
+if TYPE_CHECKING:
+    from qcompiler.budget import Budget
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _FINISHING = b"\ninterrupted: finishing with the best result so far; once more stops at once\n"

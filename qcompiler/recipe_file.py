@@ -39,7 +39,7 @@ def parse_duration(text: str | float) -> float:
     found = re.fullmatch(
         r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)min)?(?:(\d+(?:\.\d+)?)s?)?", str(text).replace(" ", "")
     )
-    if not found or not any(found.groups()) or isinstance(text, bool):
+    if not found or not any(found.groups()):
         raise UsageError(f"{text!r} is not a duration; write 90s, 10min, 2h or 1h30min")
     return sum(float(part) * unit for part, unit in zip(found.groups(), (3600, 60, 1), strict=True) if part)
 

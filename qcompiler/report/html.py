@@ -265,6 +265,7 @@ def _sections(report: CompileReport, skips: Sequence[tuple[str, Skip]]) -> list[
         "passes": ("Passes", True),
         "skips": ("Left alone", bool(skips)),
         "repairs": ("Repairs", bool(report.repairs)),
+        "search": ("Search", report.search is not None),
         "notes": ("Notes", bool(digest.notes(report))),
         "origin": ("Origin", True),
     }

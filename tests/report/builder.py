@@ -10,6 +10,8 @@ from qcompiler.records import (
     CompileReport,
     Floor,
     RepairStep,
+    Search,
+    SearchStage,
     Verdict,
 )
 from qcompiler.report.card import CardInputs, quantization_card
@@ -29,7 +31,15 @@ from tests.report.parts import (
     make_verdict,
 )
 
-__all__ = ["HOSTILE", "emulated_report", "failed_report", "make_report", "missed_report", "unverified_report"]
+__all__ = [
+    "HOSTILE",
+    "emulated_report",
+    "failed_report",
+    "make_report",
+    "missed_report",
+    "searched_report",
+    "unverified_report",
+]
 
 
 def make_report(layers: int = 27, *, hostile: bool = False, target: str = "arm:cortex-a76") -> CompileReport:
@@ -79,6 +89,18 @@ def emulated_report(layers: int = 27, *, hostile: bool = False) -> CompileReport
     names = layer_names(layers, hostile=hostile)
     runs = (make_emulated(names), make_emulated(names, "cortex-a72", "widening"))
     return dataclasses.replace(report, verdict=dataclasses.replace(report.verdict, emulated=runs))
+
+
+def searched_report(ended: str = "complete", *, hostile: bool = False) -> CompileReport:
+    """Return a report of a run that searched for better results, one of which it took."""
+    report = make_report(27, hostile=hostile)
+    name = layer_names(27, hostile=hostile)[0]
+    stages = (
+        SearchStage(name="first result", outcome="verified", after_db=21.25, seconds=12.5, reused=1),
+        SearchStage(name="clip-search", outcome="better", before_db=21.25, after_db=24.75, seconds=300.0, reused=16),
+        SearchStage(name=name, outcome="failed", before_db=24.75, seconds=1.5, detail=f"out of memory at {name}"),
+    )
+    return dataclasses.replace(report, search=Search(ended=ended, stages=stages, notes=("not run: fine-search",)))
 
 
 def failed_report(**changes: Any) -> CompileReport:

@@ -16,7 +16,14 @@ import pytest
 from qcompiler.errors import InputError, OutputError, QCompileError
 from qcompiler.records import CompileReport
 from qcompiler.report import document
-from tests.report.builder import emulated_report, failed_report, make_report, missed_report, unverified_report
+from tests.report.builder import (
+    emulated_report,
+    failed_report,
+    make_report,
+    missed_report,
+    searched_report,
+    unverified_report,
+)
 
 REPORTS = {
     "verified": make_report(),
@@ -24,6 +31,8 @@ REPORTS = {
     "failed": failed_report(),
     "emulated": emulated_report(),
     "emulated, hostile": emulated_report(40, hostile=True),
+    "searched": searched_report(),
+    "searched, hostile": searched_report("interrupted", hostile=True),
     "missed": missed_report(),
     "unverified": unverified_report(),
     "one layer": make_report(1),
@@ -267,3 +276,10 @@ def _property_names(schema: dict) -> set[str]:
         for _, node in _objects(schema)
         for name in (node["properties"] if isinstance(node.get("properties"), dict) else ())
     }
+
+
+def test_a_search_differs_between_runs_and_is_absent_without_one():
+    found = document.to_document(searched_report())
+    assert [stage["name"] for stage in found["measured"]["search"]["stages"]][:2] == ["first result", "clip-search"]
+    assert "search" not in found
+    assert "search" not in document.to_document(make_report())["measured"]
