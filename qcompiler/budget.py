@@ -217,11 +217,6 @@ class Checkpoint:
                     shutil.rmtree(entry, ignore_errors=True)
             self._folder.rmdir()
 
-    @property
-    def kept(self) -> bool:
-        """True if something lies in the folder."""
-        return self._folder is not None and self._folder.is_dir()
-
     def _search_folder(self) -> Path:
         """Return where the results of this very search lie; notes once that only others do."""
         if self._place is None:

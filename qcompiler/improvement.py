@@ -62,6 +62,7 @@ class Improvement:
         settling: passes that run behind every search, such as the correction of biases.
         reports: of the accepted searches.
         stages: what was tried, in order.
+        level: of the best plan before repair, on the acceptance samples, in dB; None before it is known.
     """
 
     attempts: Attempts

@@ -6,7 +6,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import TYPE_CHECKING
 
@@ -36,7 +36,8 @@ def finish_on_signals(budget: Budget, has_result: Callable[[], bool]) -> Iterato
         if budget.stopping or not has_result():
             raise KeyboardInterrupt
         budget.stop()
-        os.write(_STDERR, _FINISHING)  # print() may be what was interrupted
+        with suppress(OSError):  # nobody may be reading; and print() may be what was interrupted
+            os.write(_STDERR, _FINISHING)
 
     with _handled(handle):
         yield
