@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 
 from qcompiler.errors import UsageError
 
-MAX_EFFORT = 2
+MAX_EFFORT = 3
 METRICS = ("auto", "top1", "sqnr", "cosine")
 VERIFIERS = ("host", "emulate")
 WEIGHT_BITS = range(1, 9)
@@ -125,7 +125,10 @@ class Recipe:
         metric: "auto", "top1", "sqnr", "cosine" or ``module:function``.
         weight_bits: width of a weight's codes, 1 to 8; what a target runs is checked against its table.
         activation_bits: width of an activation's codes: 4, 8 or 16.
-        effort: 0 is min-max without any search, 1 searches, 2 also places nodes by measured latency.
+        effort: 0 is min-max without any search, 1 searches, 2 also places nodes by measured latency and improves
+            weights below 8 bits, 3 improves them for as long as it takes; see ``qcompiler.passes.IMPROVING``.
+        max_time_s: when searches end with the best that was verified, in seconds; None: when they are done.
+        max_memory_bytes: what this process may hold while it searches; None for no limit.
         threads: threads of every measured session.
         verify: "host" runs the result on this machine; "emulate" also on emulated boards, for targets that are one.
         calibration_samples / verify_samples: upper limits.
@@ -140,6 +143,8 @@ class Recipe:
     weight_bits: int = 8
     activation_bits: int = 8
     effort: int = 1
+    max_time_s: float | None = None
+    max_memory_bytes: int | None = None
     floors: Floors = Floors()
     threads: int = 1
     verify: str = "host"
@@ -157,7 +162,10 @@ class Recipe:
 
     def __post_init__(self) -> None:
         if not 0 <= self.effort <= MAX_EFFORT:
-            raise UsageError(f"-O{self.effort} does no more than -O{MAX_EFFORT} in this version; use -O0 or -O1")
+            raise UsageError(f"there is no -O{self.effort}; effort goes from -O0 to -O{MAX_EFFORT}")
+        for name, value in (("max_time", self.max_time_s), ("max_memory", self.max_memory_bytes)):
+            if value is not None and not value > 0:
+                raise UsageError(f"{name} is {value}; it must be more than 0")
         if self.weight_bits not in WEIGHT_BITS or self.activation_bits not in ACTIVATION_BITS:
             raise UsageError(f"no such widths: W{self.weight_bits}A{self.activation_bits}; {_BITS_FORM}")
         for name in ("threads", "calibration_samples", "verify_samples"):

@@ -30,6 +30,20 @@ def parse_size(text: str | int) -> int:
     return round(float(found[1]) * _SIZE_UNITS[found[2].upper()])
 
 
+def parse_duration(text: str | float) -> float:
+    """Return seconds for a duration such as ``90s``, ``10min``, ``2h`` or ``1h30min``; a bare number is seconds.
+
+    Raises:
+        UsageError: not a duration.
+    """
+    found = re.fullmatch(
+        r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)min)?(?:(\d+(?:\.\d+)?)s?)?", str(text).replace(" ", "")
+    )
+    if not found or not any(found.groups()):
+        raise UsageError(f"{text!r} is not a duration; write 90s, 10min, 2h or 1h30min")
+    return sum(float(part) * unit for part, unit in zip(found.groups(), (3600, 60, 1), strict=True) if part)
+
+
 def parse_share(text: str | float) -> float:
     """Return a share from 0 to 1 for ``0.97``, ``97`` or ``97%``.
 
@@ -177,6 +191,8 @@ _KEYS: dict[str, tuple[str, _Reader]] = {
     "metric": ("metric", _text),
     "bits": ("bits", _text),
     "effort": ("effort", _integer),
+    "max_time": ("max_time_s", parse_duration),
+    "max_memory": ("max_memory_bytes", parse_size),
     "threads": ("threads", _integer),
     "verify": ("verify", _text),
     "calibration_samples": ("calibration_samples", _integer),

@@ -77,6 +77,23 @@ def test_widths(tmp_path, text, widths):
         assert recipe.to_json()["activation_bits"] == widths[1]
 
 
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [
+        ("90s", 90),
+        ("10min", 600),
+        ("2h", 7200),
+        ("1h30min", 5400),
+        ("1.5 min", 90),
+        ("1h 2min 3s", 3723),
+        (45, 45),
+        (0.5, 0.5),
+    ],
+)
+def test_durations(text, seconds):
+    assert load_recipe(None, {"max_time": text}).max_time_s == seconds
+
+
 @pytest.mark.parametrize("widths", [{"weight_bits": 0}, {"weight_bits": 9}, {"activation_bits": 5}])
 def test_widths_that_do_not_exist(widths):
     with pytest.raises(UsageError, match=r"no such widths: W\dA\d; write W8A8"):
@@ -105,7 +122,15 @@ def test_callable_data_is_not_taken_for_a_path(tmp_path):
         ("threads = true", "it must be an integer"),
         ("threads = 0", "threads must be at least 1"),
         ("require_data = 1", "it must be true or false"),
-        ("effort = 3", "-O3 does no more"),
+        ("effort = 4", "there is no -O4; effort goes from -O0 to -O3"),
+        ("max_time = 'soon'", "'soon' is not a duration; write 90s, 10min, 2h or 1h30min"),
+        ("max_time = ''", "is not a duration"),
+        ("max_time = '90s 10min'", "is not a duration"),
+        ("max_time = -1", "is not a duration"),
+        ("max_time = true", "is not a duration"),
+        ("max_time = 0", "max_time is 0.0; it must be more than 0"),
+        ("max_memory = '0GB'", "max_memory is 0; it must be more than 0"),
+        ("max_memory = 'much'", "'much' is not a size"),
         ("targets = []", "no target given"),
         ("metric = 'top5'", "metric is 'top5'"),
         ("floors = 3", "it must be a table"),

@@ -64,8 +64,20 @@ _OPTIONS = (
         "-O",
         "effort",
         type=int,
-        metavar="0|1|2",
-        help="0: min-max. 1: search (default). 2: also place by measured latency.",
+        metavar="0|1|2|3",
+        help="0: min-max. 1: search (default). 2: also place by measured latency, and improve weights below "
+        "8 bits. 3: improve them for as long as it takes. See docs/effort.md.",
+    ),
+    _how(
+        "--max-time",
+        metavar="TIME",
+        help="When to end the search with the best verified result: 90s, 10min, 2h. The first result is "
+        "finished in any case; Ctrl-C ends the search in the same way.",
+    ),
+    _how(
+        "--max-memory",
+        metavar="SIZE",
+        help="What the search may hold in memory, such as 4GB; what does not fit is left out, and said so.",
     ),
     _how(
         "--passes",

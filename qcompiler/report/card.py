@@ -165,7 +165,9 @@ def _split(inputs: CardInputs) -> str:
 
 
 def _seeds(inputs: CardInputs) -> str:
-    return f"Seed {inputs.recipe.seed}; not repeated: equal inputs, seed and versions give equal bytes."
+    limited = inputs.recipe.max_time_s is not None or inputs.recipe.max_memory_bytes is not None
+    unless = ", unless a limit on time or memory cuts a search short" if limited else ""
+    return f"Seed {inputs.recipe.seed}; not repeated: equal inputs, seed and versions give equal bytes{unless}."
 
 
 def _checkpoint(inputs: CardInputs) -> str:

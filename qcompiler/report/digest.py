@@ -208,9 +208,10 @@ def _quality_figures(verdict: Verdict) -> list[tuple[str, str, str]]:
 
 
 def notes(report: CompileReport) -> list[str]:
-    """Return every note of the model, the data, the gate and the passes, in that order."""
+    """Return every note of the model, the data, the gate, the passes and the search, in that order."""
     found = [*report.model.notes, *(report.data.notes if report.data else ()), *report.verdict.notes]
-    return found + [f"{entry.name}: {note}" for entry in report.passes for note in entry.notes]
+    found += [f"{entry.name}: {note}" for entry in report.passes for note in entry.notes]
+    return found + [f"search: {note}" for note in (report.search.notes if report.search else ())]
 
 
 def origin(report: CompileReport) -> dict[str, str]:

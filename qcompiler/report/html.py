@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qcompiler.records import CompileReport, LayerReport, Skip, TensorHistogram
-from qcompiler.report import cut, digest, instructions, words
+from qcompiler.report import cut, digest, instructions, search, words
 from qcompiler.report.card import CARD_GROUPS
 from qcompiler.report.document import write_text
 
@@ -156,6 +156,7 @@ def _render(report: CompileReport, limits: Limits) -> str:
             instructions=instructions,
             cut=cut,
             placed=cut.cut_facts(report),
+            search=search,
             costly=report.verdict.emulated[0].nodes[: limits.layers] if report.verdict.emulated else (),
             skips=skips[: limits.skips],
             skip_count=len(skips),
@@ -267,6 +268,7 @@ def _sections(report: CompileReport, skips: Sequence[tuple[str, Skip]]) -> list[
         "passes": ("Passes", True),
         "skips": ("Left alone", bool(skips)),
         "repairs": ("Repairs", bool(report.repairs)),
+        "search": ("Search", report.search is not None),
         "notes": ("Notes", bool(digest.notes(report))),
         "origin": ("Origin", True),
     }

@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.text import Text
 
 from qcompiler.records import CompileReport, Floor, LayerReport
-from qcompiler.report import cut, digest, instructions, words
+from qcompiler.report import cut, digest, instructions, search, words
 from qcompiler.report.layout import add_row, heading, show, show_facts, table
 from qcompiler.report.views import print_layer, print_pass
 
@@ -60,6 +60,7 @@ def print_report(
     _print_instructions(report, console, verbose=verbose)
     _print_worst(report, console, limit=None if verbose else WORST_LAYERS)
     _print_repairs(report, console)
+    _print_search(report, console, verbose=verbose)
     _print_notes(report, console)
     if verbose:
         _print_passes(report, console)
@@ -243,6 +244,18 @@ def _print_repairs(report: CompileReport, console: Console) -> None:
         rest = len(step.layers) - NAMES_PER_REASON
         more = f" and {rest:,} more" if rest > 0 else ""
         show(console, f"{step.action} {names}{more}: {step.outcome}")
+
+
+def _print_search(report: CompileReport, console: Console, *, verbose: bool) -> None:
+    if report.search is None:
+        return
+    heading(console, "Search")
+    show(console, search.search_line(report.search))
+    if verbose:
+        rows = table(*search.COLUMNS, right=search.FIGURES)
+        for stage in report.search.stages:
+            add_row(rows, *search.stage_row(stage))
+        show(console, rows)
 
 
 def _print_notes(report: CompileReport, console: Console) -> None:

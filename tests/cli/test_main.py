@@ -65,7 +65,7 @@ def test_first_word_that_is_no_command_is_the_model(run, fake_compiler):
     [
         (["inspekt", "d"], "did you mean 'inspect'"),
         (["m.onnx", "--treads", "2"], "--threads"),
-        (["m.onnx", "-O9"], "-O9 does no more"),
+        (["m.onnx", "-O9"], "there is no -O9"),
         (["m.onnx", "--max-size", "huge"], "'huge' is not a size"),
         (["m.onnx", "--threads", "two"], "'two' is not a valid integer"),
         (["m.onnx", "--passes", "a{"], "cannot read the pass list"),

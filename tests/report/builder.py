@@ -10,6 +10,8 @@ from qcompiler.records import (
     CompileReport,
     Floor,
     RepairStep,
+    Search,
+    SearchStage,
     Verdict,
 )
 from qcompiler.report.card import CardInputs, quantization_card
@@ -37,6 +39,7 @@ __all__ = [
     "make_report",
     "missed_report",
     "placed_report",
+    "searched_report",
     "unverified_report",
 ]
 
@@ -102,6 +105,18 @@ def placed_report(layers: int = 27, *, hostile: bool = False, kept: bool = True)
     placing = make_placing(kept=kept)
     passes, choices = (*report.passes, placing), {**report.choices, **aligned}
     return dataclasses.replace(report, layers=made, passes=passes, choices=choices)
+
+
+def searched_report(ended: str = "complete", *, hostile: bool = False) -> CompileReport:
+    """Return a report of a run that searched for better results, one of which it took."""
+    report = make_report(27, hostile=hostile)
+    name = layer_names(27, hostile=hostile)[0]
+    stages = (
+        SearchStage(name="first result", outcome="verified", after_db=21.25, seconds=12.5, reused=1),
+        SearchStage(name="clip-search", outcome="better", before_db=21.25, after_db=24.75, seconds=300.0, reused=16),
+        SearchStage(name=name, outcome="failed", before_db=24.75, seconds=1.5, detail=f"out of memory at {name}"),
+    )
+    return dataclasses.replace(report, search=Search(ended=ended, stages=stages, notes=("not run: fine-search",)))
 
 
 def failed_report(**changes: Any) -> CompileReport:

@@ -22,6 +22,7 @@ from tests.report.builder import (
     make_report,
     missed_report,
     placed_report,
+    searched_report,
     unverified_report,
 )
 
@@ -33,6 +34,8 @@ REPORTS = {
     "emulated, hostile": emulated_report(40, hostile=True),
     "placed": placed_report(),
     "placed, hostile": placed_report(40, hostile=True),
+    "searched": searched_report(),
+    "searched, hostile": searched_report("interrupted", hostile=True),
     "missed": missed_report(),
     "unverified": unverified_report(),
     "one layer": make_report(1),
@@ -276,3 +279,10 @@ def _property_names(schema: dict) -> set[str]:
         for _, node in _objects(schema)
         for name in (node["properties"] if isinstance(node.get("properties"), dict) else ())
     }
+
+
+def test_a_search_differs_between_runs_and_is_absent_without_one():
+    found = document.to_document(searched_report())
+    assert [stage["name"] for stage in found["measured"]["search"]["stages"]][:2] == ["first result", "clip-search"]
+    assert "search" not in found
+    assert "search" not in document.to_document(make_report())["measured"]

@@ -21,6 +21,7 @@ from tests.report.builder import (
     make_report,
     missed_report,
     placed_report,
+    searched_report,
     unverified_report,
 )
 
@@ -32,6 +33,8 @@ REPORTS = {
     "emulated, hostile": emulated_report(40, hostile=True),
     "placed": placed_report(),
     "placed, hostile": placed_report(40, hostile=True),
+    "searched": searched_report(),
+    "searched, hostile": searched_report("interrupted", hostile=True),
     "missed": missed_report(),
     "unverified": unverified_report(),
     "one layer": make_report(1),
@@ -230,3 +233,11 @@ def test_embed_escapes_what_ends_a_script():
     text = html.embed({"a": "</script><!--&\u2028\u2029"})
     assert json.loads(text) == {"a": "</script><!--&\u2028\u2029"}
     assert text == '{"a":"\\u003c/script\\u003e\\u003c!--\\u0026\\u2028\\u2029"}'
+
+
+def test_a_search_has_a_section_with_its_stages():
+    page = html.render_html(searched_report("time"))
+    assert 'href="#search"' in page
+    assert "the time was up: best verified result so far; 1 of 2 searches gained" in page
+    assert all(text in page for text in ("first result", "clip-search", "24.8 dB", "failed: out of memory at"))
+    assert 'id="search"' not in html.render_html(make_report())

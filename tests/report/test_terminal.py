@@ -18,6 +18,7 @@ from tests.report.builder import (
     make_report,
     missed_report,
     placed_report,
+    searched_report,
     unverified_report,
 )
 
@@ -29,6 +30,8 @@ REPORTS = {
     "emulated, hostile": emulated_report(40, hostile=True),
     "placed": placed_report(),
     "placed, hostile": placed_report(40, hostile=True),
+    "searched": searched_report(),
+    "searched, hostile": searched_report("interrupted", hostile=True),
     "missed": missed_report(),
     "unverified": unverified_report(),
     "one layer": make_report(1),
@@ -160,3 +163,32 @@ def test_an_unknown_name_is_a_usage_error_with_the_closest_names(options, messag
     with pytest.raises(UsageError, match="the report has no") as caught:
         text_of(make_report(), **options)
     assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("ended", "line"),
+    [
+        ("complete", "complete; 1 of 2 searches gained; 21.2 dB -> 24.8 dB on acceptance"),
+        ("time", "the time was up: best verified result so far; 1 of 2 searches gained"),
+        ("memory", "the memory limit was reached: best verified result so far; 1 of 2"),
+        ("interrupted", "interrupted: best verified result so far; 1 of 2 searches gained"),
+    ],
+)
+def test_a_search_is_one_line_and_its_stages_are_for_who_asks(ended, line):
+    report = searched_report(ended)
+    shown = text_of(report, 200)
+    assert line in shown
+    assert "314 s; 17 parts of an earlier search reused" in shown
+    assert "search: not run: fine-search" in shown
+    assert "clip-search" not in shown
+    assert "failed: out of memory at" in text_of(report, 200, verbose=True)
+    assert "Search" not in text_of(make_report())
+
+
+def test_no_result_is_called_verified_that_is_not():
+    report = searched_report("time")
+    first = dataclasses.replace(report.search.stages[0], outcome="floor missed")
+    search = dataclasses.replace(report.search, stages=(first,))
+    shown = text_of(dataclasses.replace(report, search=search), 200)
+    assert "verified result so far" not in shown
+    assert "\n  time; 12 s" in shown
