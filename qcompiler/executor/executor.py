@@ -66,7 +66,6 @@ class TorchExecutor:
 
     Raises:
         ModelError: a node holds graphs, or a constant is of a type that PyTorch lacks.
-        RuntimeUnavailable: ONNX Runtime, asked to run a node that PyTorch cannot, refuses it.
     """
 
     def __init__(self, model: ir.Model, *, device: str = "cpu") -> None:
@@ -131,6 +130,7 @@ class TorchExecutor:
 
         Raises:
             ModelError: a node does not run on these inputs.
+            RuntimeUnavailable: ONNX Runtime, asked to run a node that PyTorch cannot, refuses it.
             QCompileError: a value is missing in ``feeds``.
         """
         end = len(self.steps) if stop is None else stop

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 import numpy as np
 import onnx_ir as ir
 import torch
@@ -12,15 +14,20 @@ from qcompiler.model.edit import subgraphs
 from qcompiler.model.save import to_proto
 from qcompiler.runtime.sessions import one_line, open_session
 
+if TYPE_CHECKING:
+    import onnxruntime
+
 IR_VERSION = 10
 
 
 def runtime_kernel(op: Operator) -> Kernel:
     """Return a kernel that runs one node in ONNX Runtime; its outputs carry no gradient.
 
+    When it is called, it raises ModelError where the node makes no tensors or does not run on what it is given,
+    and RuntimeUnavailable where ONNX Runtime refuses the node.
+
     Raises:
-        ModelError: the node holds graphs, or what it reads or makes are no tensors that PyTorch has.
-        RuntimeUnavailable: ONNX Runtime refuses the node.
+        ModelError: the node holds graphs of its own.
     """
     node = op.node
     if any(True for _ in subgraphs(node)):
@@ -28,54 +35,50 @@ def runtime_kernel(op: Operator) -> Kernel:
             f"{node.op_type} '{node.name}' holds graphs of its own, which searches by loss do not enter; "
             "compile with -O1"
         )
-    given = [i for i, v in enumerate(node.inputs) if v is not None]
-    kept = [i for i, v in enumerate(node.outputs) if v.name]
-    session = open_session(_single(op), optimize=False)
+    return _RuntimeKernel(op)
 
-    def kernel(*values: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
-        feeds = {}
-        for index in given:
-            value = values[index]
-            if value is not None:
-                feeds[f"input{index}"] = value.detach().cpu().numpy()
+
+class _RuntimeKernel:
+    """Opens its session at the first call, when the types of the inputs are known for certain."""
+
+    def __init__(self, op: Operator) -> None:
+        self._op, self._label = op, f"{op.node.op_type} '{op.node.name}'"
+        self._sessions: dict[tuple[str, ...], onnxruntime.InferenceSession] = {}
+
+    def __call__(self, *values: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
+        arrays = [None if v is None else v.detach().cpu().numpy() for v in values]
+        types = tuple("" if a is None else a.dtype.name for a in arrays)
+        if types not in self._sessions:
+            self._sessions[types] = open_session(self._single(types), optimize=False)
+        feeds = {f"input{i}": a for i, a in enumerate(arrays) if a is not None}
         try:
-            found = session.run(None, feeds)
+            found = iter(self._sessions[types].run(None, feeds))
         except Exception as error:  # the binding raises a dozen unrelated types
-            raise ModelError(f"{node.op_type} '{node.name}' does not run: {one_line(error)}") from error
-        made: list[torch.Tensor | None] = [None] * len(node.outputs)
-        for index, value in zip(kept, found, strict=True):
-            if not isinstance(value, np.ndarray | np.generic):
-                raise ModelError(f"{node.op_type} '{node.name}' makes no tensors; compile with -O1")
-            made[index] = to_torch(value, op.device)
-        return tuple(made)
+            raise ModelError(f"{self._label} does not run: {one_line(error)}") from error
+        return tuple(self._tensor(next(found)) if v.name else None for v in self._op.node.outputs)
 
-    return kernel
+    def _tensor(self, value: Any) -> torch.Tensor:  # noqa: ANN401 - whatever the runtime returns
+        if not isinstance(value, np.ndarray | np.generic):
+            raise ModelError(f"{self._label} makes no tensors; compile with -O1")
+        return to_torch(value, self._op.device)
 
-
-def _single(op: Operator) -> bytes:
-    """Return a serialized model of one node."""
-    node = op.node
-    inputs: list[ir.Value | None] = []
-    for index, value in enumerate(node.inputs):
-        if value is None:
-            inputs.append(None)
-            continue
-        if not isinstance(value.type, ir.TensorType):
-            kind = "of an unknown type" if value.type is None else "no tensor"
-            raise ModelError(f"{node.op_type} '{node.name}' reads '{value.name}', which is {kind}; compile with -O1")
-        inputs.append(ir.Value(name=f"input{index}", type=value.type, shape=None))
-    copy = ir.Node(
-        node.domain, node.op_type, inputs, attributes=list(node.attributes.values()), num_outputs=len(node.outputs)
-    )
-    for index, value in enumerate(node.outputs):
-        copy.outputs[index].name = f"output{index}" if value.name else ""
-        copy.outputs[index].type = value.type
-    graph = ir.Graph(
-        [v for v in inputs if v is not None],
-        [v for v in copy.outputs if v.name],
-        nodes=[copy],
-        opset_imports={node.domain: op.version},
-        name="node",
-    )
-    content: bytes = to_proto(ir.Model(graph, ir_version=IR_VERSION)).SerializeToString()
-    return content
+    def _single(self, types: tuple[str, ...]) -> bytes:
+        """Return a serialized model of the node alone, for inputs of these NumPy types."""
+        node = self._op.node
+        inputs = [
+            ir.Value(name=f"input{i}", type=ir.TensorType(ir.DataType.from_numpy(np.dtype(kind)))) if kind else None
+            for i, kind in enumerate(types)
+        ]
+        attributes = list(node.attributes.values())
+        copy = ir.Node(node.domain, node.op_type, inputs, attributes=attributes, num_outputs=len(node.outputs))
+        for index, value in enumerate(node.outputs):
+            copy.outputs[index].name = f"output{index}" if value.name else ""
+        graph = ir.Graph(
+            [v for v in inputs if v is not None],
+            [v for v in copy.outputs if v.name],
+            nodes=[copy],
+            opset_imports={node.domain: self._op.version},
+            name="node",
+        )
+        content: bytes = to_proto(ir.Model(graph, ir_version=IR_VERSION)).SerializeToString()
+        return content

@@ -131,15 +131,10 @@ def cast(x: Tensor, dtype: torch.dtype, device: torch.device) -> Tensor:
 
 def _cast(op: Operator) -> Kernel | None:
     dtype = TYPES.get(ir.DataType(op.integer("to", 1)))
-    source = op.node.inputs[0].dtype if op.node.inputs[0] is not None else None
-    if dtype is None or (source is not None and source not in TYPES):
-        return None
-    return lambda x: cast(x, dtype, op.device)
+    return None if dtype is None else lambda x: cast(x, dtype, op.device)
 
 
-def _cast_like(op: Operator) -> Kernel | None:
-    if any(v is None or v.dtype not in TYPES for v in op.node.inputs):
-        return None
+def _cast_like(op: Operator) -> Kernel:
     return lambda x, like: cast(x, like.dtype, op.device)
 
 

@@ -109,15 +109,18 @@ def _group_normalization(op: Operator) -> Kernel | None:
     return lambda x, scale, bias: nn.group_norm(x, groups, scale, bias, epsilon)
 
 
-def _layer_normalization(op: Operator) -> Kernel | None:
-    axis, epsilon = op.integer("axis", -1), op.number("epsilon", 1e-5)
-    if op.outputs > 1:
-        return None
+def _layer_normalization(op: Operator) -> Kernel:
+    axis, epsilon, outputs = op.integer("axis", -1), op.number("epsilon", 1e-5), op.outputs
 
-    def kernel(x: Tensor, scale: Tensor, bias: Tensor | None = None) -> Tensor:
-        shape = x.shape[axis % x.dim() :]
-        normal = nn.layer_norm(x, shape, eps=epsilon) * scale
-        return normal if bias is None else normal + bias
+    def kernel(x: Tensor, scale: Tensor, bias: Tensor | None = None) -> Tensor | tuple[Tensor, ...]:
+        first = axis % x.dim()
+        normal = nn.layer_norm(x, x.shape[first:], eps=epsilon) * scale
+        normal = normal if bias is None else normal + bias
+        if outputs == 1:
+            return normal
+        axes = list(range(first, x.dim()))
+        spread = x.var(axes, correction=0, keepdim=True)
+        return normal, x.mean(axes, keepdim=True), torch.rsqrt(spread + epsilon)
 
     return kernel
 
@@ -143,13 +146,6 @@ def _local_response(op: Operator) -> Kernel:
         return x / (bias + alpha / size * total) ** beta
 
     return kernel
-
-
-def _lp_normalization(op: Operator) -> Kernel | None:
-    axis, p = op.integer("axis", -1), op.integer("p", 2)
-    if op.version >= 22:
-        return None  # what is divided where the norm is 0 differs between versions
-    return lambda x: x / torch.linalg.vector_norm(x, p, dim=axis, keepdim=True)
 
 
 def _softmax(op: Operator) -> Kernel:
@@ -196,7 +192,6 @@ OPERATORS: dict[str, Maker] = {
     "LRN": _local_response,
     "LayerNormalization": _layer_normalization,
     "LogSoftmax": _log_softmax,
-    "LpNormalization": _lp_normalization,
     "MatMul": plain(torch.matmul),
     "RMSNormalization": _rms_normalization,
     "Softmax": _softmax,

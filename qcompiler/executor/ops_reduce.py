@@ -72,11 +72,20 @@ def _sum_square(x: Tensor, axes: list[int]) -> Tensor:
 
 
 def _max(x: Tensor, axes: list[int]) -> Tensor:
-    return x.amax(axes, keepdim=True)
+    return _filled(x, axes, lowest=True) if x.numel() == 0 else x.amax(axes, keepdim=True)
 
 
 def _min(x: Tensor, axes: list[int]) -> Tensor:
-    return x.amin(axes, keepdim=True)
+    return _filled(x, axes, lowest=False) if x.numel() == 0 else x.amin(axes, keepdim=True)
+
+
+def _filled(x: Tensor, axes: list[int], *, lowest: bool) -> Tensor:
+    """Return the extreme of no elements: an infinity, or the end of the integers."""
+    ends = (-torch.inf, torch.inf)
+    if not x.is_floating_point():
+        ends = (torch.iinfo(x.dtype).min, torch.iinfo(x.dtype).max)
+    shape = [1 if axis in axes else size for axis, size in enumerate(x.shape)]
+    return torch.full(shape, ends[0] if lowest else ends[1], dtype=x.dtype, device=x.device)
 
 
 OPERATORS: dict[str, Maker] = {
