@@ -23,15 +23,21 @@ class Limits:
 
     Attributes:
         batch_rows: samples in one run.
-        stacked_rows: rows of candidates that share one run; more need more memory and, beyond small layers, are
-            no faster.
+        stacked_rows / stacked_bytes: rows of candidates that share one run, and the values they start from. On a
+            CPU small runs are bound by the cost of starting an operator, and large ones fall out of its caches.
         prefix_bytes: values that are kept so that what lies before a step is not computed again; batches beyond
             that are computed from the start every time.
     """
 
     batch_rows: int = 32
-    stacked_rows: int = 128
+    stacked_rows: int = 64
+    stacked_bytes: int = 4 * 2**20
     prefix_bytes: int = 2**30
+
+    @classmethod
+    def of(cls, device: torch.device) -> Limits:
+        """Return the limits that suit a device."""
+        return cls() if device.type == "cpu" else cls(batch_rows=128, stacked_rows=4096, stacked_bytes=2**30)
 
 
 class LossOracle:
@@ -47,7 +53,7 @@ class LossOracle:
         samples: stacked feeds.
         loss: made from the same samples.
         axes: of the model, from ``batch_axes``; None runs rows one by one.
-        limits: of memory and batches.
+        limits: of memory and batches; None for those that suit the executor's device.
 
     Attributes:
         binding: the base that candidates are compared with: the simulation of ``state`` until something is frozen.
@@ -60,11 +66,12 @@ class LossOracle:
         samples: Mapping[str, torch.Tensor],
         loss: DistillationLoss,
         axes: Axes | None,
-        limits: Limits = Limits(),
+        limits: Limits | None = None,
     ) -> None:
         self.executor, self.binding = executor, binding_of(state, executor)
-        self._samples, self._loss, self._axes, self._limits = samples, loss, axes, limits
-        step = limits.batch_rows if axes is not None else 1
+        self._samples, self._loss, self._axes = samples, loss, axes
+        self._limits = Limits.of(executor.device) if limits is None else limits
+        step = self._limits.batch_rows if axes is not None else 1
         count = row_count(samples)
         self._batches = [slice(first, min(first + step, count)) for first in range(0, count, step)]
         self._rows, self._position = count, 0
@@ -165,11 +172,11 @@ class LossOracle:
         count = rows.stop - rows.start
         if behind > len(self.executor.steps) or self._axes is None:
             return np.asarray([self._alone(live, rows, b) for b in bindings])
-        size = max(self._limits.stacked_rows // count, 1)
         found: list[float] = []
-        for first in range(0, len(bindings), size):
-            group = bindings[first : first + size]
-            parts = [self._between(live, self._position, behind, b) for b in group]
+        while len(found) < len(bindings):
+            first = self._between(live, self._position, behind, bindings[len(found)])
+            group = bindings[len(found) : len(found) + self._group_size(first, count)]
+            parts = [first, *(self._between(live, self._position, behind, b) for b in group[1:])]
             stacked = self._stacked(parts)
             if stacked is None:
                 found += [self._alone(live, rows, b) for b in group]
@@ -177,6 +184,11 @@ class LossOracle:
             made = self.executor.run(stacked, self._loss.outputs, binding=self.binding, start=behind)
             found += self._loss(made, rows, len(group)).sum(1, dtype=torch.float64).tolist()
         return np.asarray(found)
+
+    def _group_size(self, values: Tensors, rows: int) -> int:
+        """Return how many candidates share a run that starts from such values."""
+        size = sum(v.numel() * v.element_size() for v in values.values())
+        return max(min(self._limits.stacked_rows // rows, self._limits.stacked_bytes // max(size, 1)), 1)
 
     def _alone(self, live: Tensors, rows: slice, binding: Binding) -> float:
         """Return the sum of one candidate's losses, from a run of its own."""
