@@ -92,6 +92,10 @@ def _batch_normalization(op: Operator) -> Kernel | None:
         return None
 
     def kernel(x: Tensor, scale: Tensor, bias: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
+        if mean.requires_grad or variance.requires_grad:  # PyTorch has no gradient for these
+            factor = scale * torch.rsqrt(variance + epsilon)
+            shape = (1, -1, *[1] * (x.dim() - 2))
+            return x * factor.reshape(shape) + (bias - mean * factor).reshape(shape)
         return nn.batch_norm(x, mean, variance, scale, bias, eps=epsilon)
 
     return kernel

@@ -187,7 +187,7 @@ class LossOracle:
 
     def _group_size(self, values: Tensors, rows: int) -> int:
         """Return how many candidates share a run that starts from such values."""
-        size = sum(v.numel() * v.element_size() for v in values.values())
+        size = sum(int(v.numel() * v.element_size()) for v in values.values())
         return max(min(self._limits.stacked_rows // rows, self._limits.stacked_bytes // max(size, 1)), 1)
 
     def _alone(self, live: Tensors, rows: slice, binding: Binding) -> float:
