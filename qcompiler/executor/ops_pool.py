@@ -11,7 +11,7 @@ import torch.nn.functional as nn
 from torch import Tensor
 
 from qcompiler.executor.operator import Kernel, Maker, Operator
-from qcompiler.executor.ops_nn import same_padding, torch_padding
+from qcompiler.executor.ops_nn import blocked, same_padding, torch_padding
 
 MAX_POOLS = {1: nn.max_pool1d, 2: nn.max_pool2d, 3: nn.max_pool3d}
 AVERAGE_POOLS: dict[int, Callable[..., Any]] = {1: nn.avg_pool1d, 2: nn.avg_pool2d, 3: nn.avg_pool3d}
@@ -69,7 +69,7 @@ def _max_pool(op: Operator) -> Kernel | None:
         if begin != end or any(2 * p > k for p, k in zip(begin, window.kernel, strict=True)):
             lowest = -torch.inf if x.is_floating_point() else torch.iinfo(x.dtype).min
             x, begin = nn.pad(x, torch_padding([*begin, *end]), value=lowest), [0] * rank
-        return pool(x, window.kernel, window.strides, begin, window.dilations)
+        return pool(blocked(x), window.kernel, window.strides, begin, window.dilations)
 
     return kernel
 

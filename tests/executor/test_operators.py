@@ -126,7 +126,7 @@ def test_forms_of_older_opsets(form):
     assert difference(models.run(model, inputs)[0], found[0]) == ""
 
 
-PADDED = {"auto_pad": ["SAME_UPPER", "SAME_LOWER", "VALID"], "pads": [[1, 0, 0, 2], [0, 1, 1, 1]]}
+PADDED = {"auto_pad": ["SAME_UPPER", "SAME_LOWER", "VALID"], "pads": [[1, 0, 0, 1], [0, 1, 2, 1]]}
 PADDINGS = [{name: value} for name, values in PADDED.items() for value in values]
 
 

@@ -212,7 +212,7 @@ def test_samples_that_share_no_run_are_run_one_by_one():
     state, _ = plan_of(proto)
     executor = TorchExecutor(state.model)
     assert batch_axes(executor) is None
-    data, feeds = rows_for(state, executor)
+    _, feeds = rows_for(state, executor)
     oracle = LossOracle(state, executor, feeds, DistillationLoss(executor, feeds, None), None)
     step = len(executor.steps) - 1
     chosen = weight_candidates(oracle, step, 3)
