@@ -116,3 +116,12 @@ def simulation_gap_db(terms: int) -> float:
     """
     share = 2.0 * sum_rounding(terms, GRID_STEPS)
     return float(10.0 * np.log10(1.0 / (12.0 * share)))
+
+
+RUN_TO_RUN_DB = 3.0
+"""By how much a simulation may be farther from the runtime's integer kernels than the runtime's own Q/DQ graph is.
+
+In deep networks a code that flips in one layer flips others in the next, so that no two exact evaluations of one
+graph agree to more than this chaos allows; the runtime with and without its fusions is such a pair. Two samples of
+the same error power differ by less than a factor of two.
+"""
