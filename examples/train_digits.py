@@ -1,7 +1,7 @@
 """Train the small convolutional network of the demo, and export it to ONNX.
 
 ``python examples/train_digits.py OUT.onnx`` takes some seconds on one processor. It needs torch, which
-qcompile itself never does, so the file that it made is committed as ``examples/digits_cnn.onnx``.
+qcompile itself needs only for searches, so the file that it made is committed as ``examples/digits_cnn.onnx``.
 """
 
 from __future__ import annotations

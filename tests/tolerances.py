@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -76,6 +78,53 @@ def folded(reference: NDArray[np.floating], terms: int) -> float:
     """
     return sum_rounding(terms, 4.0 * float(np.abs(reference).max(initial=1.0)))
 
+
+OPERATOR_ROUNDINGS = 64
+"""Rounded operations between the inputs and an element of an output in an operator test, per unit of its largest.
+
+The tests of the onnx package are small: a few dozen products summed, or one function evaluated to a few units in
+the last place by each side's own polynomial.
+"""
+
+
+def same_operator(reference: NDArray[Any]) -> float:
+    """Return how far two implementations of one operator may be apart.
+
+    Each rounds to its output's type after every operation, in its own order; float64 is held to float32's error,
+    because runtimes evaluate some functions in float32.
+    """
+    eps = max(float(np.finfo(reference.dtype).eps), FLOAT32_EPS)
+    roundings = OPERATOR_ROUNDINGS if reference.dtype != np.float16 else HALF_ROUNDINGS
+    finite = np.abs(reference[np.isfinite(reference)]).astype(np.float64)
+    return roundings * eps * max(float(finite.max(initial=0.0)), 1.0)
+
+
+HALF_ROUNDINGS = 2
+"""The same in float16, where both sides compute in float32 inside an operator and round once at its end."""
+
+GRID_STEPS = 255
+"""Steps of an 8-bit grid."""
+
+
+def simulation_gap_db(terms: int) -> float:
+    """Return by how much two simulations of one grid are closer to each other than to the float model, in dB.
+
+    Both round the same real number, once from an exact integer sum and once from a float32 sum of ``terms``
+    products, which is off by at most ``sum_rounding(terms, 255 steps)``. They differ, by one step, only where a
+    boundary between codes lies in between: for a share p = 2 * rounding / step of values. A flip has power step^2,
+    rounding itself step^2 / 12, so the ratio is 1 / (12 p). Worst-case rounding makes this a floor.
+    """
+    share = 2.0 * sum_rounding(terms, GRID_STEPS)
+    return float(10.0 * np.log10(1.0 / (12.0 * share)))
+
+
+RUN_TO_RUN_DB = 3.0
+"""By how much a simulation may be farther from the runtime's integer kernels than the runtime's own Q/DQ graph is.
+
+In deep networks a code that flips in one layer flips others in the next, so that no two exact evaluations of one
+graph agree to more than this chaos allows; the runtime with and without its fusions is such a pair. Two samples of
+the same error power differ by less than a factor of two.
+"""
 
 HTP_SUM_UNITS = 1024
 """Units of (input scale * weight scale) by which the HTP's sums of 16-bit activations may be off.
