@@ -12,6 +12,7 @@ PASSES: dict[str, str] = {
     "calibrate": "qcompiler.passes.calibrate:Calibrate",
     "scale-weights": "qcompiler.passes.scale_weights:ScaleWeights",
     "correct-bias": "qcompiler.passes.correct_bias:CorrectBias",
+    "fine-tune": "qcompiler.passes.fine_tune:FineTune",
     "insert-qdq": "qcompiler.passes.insert_qdq:InsertQdq",
     "insert-dynamic": "qcompiler.passes.insert_dynamic:InsertDynamic",
     "pack-weights": "qcompiler.passes.pack_weights:PackWeights",
