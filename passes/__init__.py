@@ -35,6 +35,16 @@ WITH_DATA = (
 WITHOUT_DATA = (*_REWRITES, "estimate-statistics", "place", "scale-weights", "calibrate", "correct-bias")
 """Default order of -O1 without data."""
 
+IMPROVING: dict[int, tuple[str, ...]] = {2: (), 3: ()}
+"""Effort -> the plan passes that improve a verified result, in order; higher efforts name those of lower ones too.
+
+They run if some weight has fewer than 8 bits: at 8 bits what is left to gain is below what the gate can tell. A pass
+that finds nothing to do returns ``changed=False`` at once.
+"""
+
+SETTLING = frozenset({"correct-bias"})
+"""Passes that run again behind each of these: what they decide follows from what a search changed."""
+
 _PLAIN = ("scale-weights{rounding=nearest}", "calibrate{method=minmax}")
 
 MINIMAL = {

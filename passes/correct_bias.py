@@ -34,7 +34,10 @@ class CorrectBias:
     invalidates: ClassVar[frozenset[Fact]] = frozenset()
 
     def run(self, state: State, context: Context) -> PassResult:
-        """Return the state with a correction for every Conv and Gemm with rounded weights whose input was observed."""
+        """Return the state with a correction for every Conv and Gemm with rounded weights whose input was observed.
+
+        A correction that another pass decided stays: a search that moves biases knows more than their means.
+        """
         done: list[TensorPlan] = []
         skipped: list[Skip] = []
         for node in state.model.graph:
@@ -42,6 +45,10 @@ class CorrectBias:
             if decision is None or decision.precision not in (Precision.INTEGER, Precision.WEIGHT_ONLY):
                 continue
             if node.op_type not in ("Conv", "Gemm"):
+                continue
+            planned = state.plan.tensors.get(f"{node.name}:bias")
+            if planned is not None and planned.decided_by[-1:] != (self.name,):
+                skipped.append(Skip(node.name or "", f"its bias was decided by {', '.join(planned.decided_by)}"))
                 continue
             shift = mean_shift(state, node)
             if shift is None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from qcompiler.errors import ModelError, QCompileError
+from qcompiler.model.child import OWN_GROUP
 
 _RUNTIME = Path(__file__).with_name("runtime")
 
@@ -45,7 +46,7 @@ def write_artifact(name: str, model: Path) -> Path:
     writer = WRITERS[name]
     path = model.with_name(name)
     command = [sys.executable, "-P", str(_RUNTIME / writer.script), str(model.with_name(writer.source)), str(path)]
-    done = subprocess.run(command, capture_output=True, check=False, text=True)
+    done = subprocess.run(command, capture_output=True, check=False, text=True, process_group=OWN_GROUP)
     if done.returncode or not path.exists():
         reason = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
         refused = ModelError if name == "model_ctx.onnx" else QCompileError

@@ -3,45 +3,40 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import ParamSpec, TypeVar
 
-import onnx_ir as ir
-
-from qcompiler.artifacts import write_artifact
+from qcompiler.attempt import Attempt, Attempts, dumped
+from qcompiler.budget import Budget
 from qcompiler.data import Subset
 from qcompiler.errors import FloorMissed, NothingToCompress, QCompileError, UsageError
+from qcompiler.improvement import Improvement, improves, worth_improving
+from qcompiler.interrupts import finish_on_signals
+from qcompiler.job import Job, Stopwatch
 from qcompiler.layers import histograms, kept_constants, layer_reports
 from qcompiler.measured_placement import place_by_measurement
-from qcompiler.model.load import LoadedModel, load_model
-from qcompiler.model.save import OutputFolder, save_model
-from qcompiler.passes import MINIMAL, WITH_DATA, WITHOUT_DATA
-from qcompiler.pipeline import AfterPass, Pipeline, select
+from qcompiler.model.load import load_model
+from qcompiler.model.save import OutputFolder
+from qcompiler.passes import IMPROVING, MINIMAL, SETTLING, WITH_DATA, WITHOUT_DATA
+from qcompiler.pipeline import Pipeline, select
 from qcompiler.plan import CompressionPlan, Role
-from qcompiler.protocols import Pass, PassKind, PassResult, Target
+from qcompiler.protocols import Pass, PassKind, Target
 from qcompiler.recipe import Recipe
-from qcompiler.records import CompileReport, PassReport
+from qcompiler.records import CompileReport, PassReport, Search
 from qcompiler.registry import load_target, make_pass
-from qcompiler.repair import Repair
 from qcompiler.report.card import CardInputs, quantization_card
 from qcompiler.report.compare import write_comparison
 from qcompiler.report.digest import floor_sentence
 from qcompiler.report.document import write_report
 from qcompiler.report.html import write_html
-from qcompiler.runtime.available import check_shapes, runtime_of
-from qcompiler.runtime.emulation.build import Emulator
+from qcompiler.runtime.available import check_shapes, check_target
 from qcompiler.runtime.emulation.check import emulator_for
 from qcompiler.runtime.machine import machine_name, versions
-from qcompiler.samples import Samples, class_outputs, prepare_samples
+from qcompiler.samples import prepare_samples
 from qcompiler.shared_plan import SEPARATOR, places_alike, with_shared_plan
 from qcompiler.state import Context, Fact, Progress, State, no_progress
 from qcompiler.trial import Trial, layer_levels
-from qcompiler.verify import GateInputs, GateResult, on_boards, verify
-
-T = TypeVar("T")
-P = ParamSpec("P")
 
 PLACING_EFFORT = 2
 NAMED_SKIPS = 5
@@ -93,17 +88,17 @@ def compile_model(
     places = [folder] if len(targets) == 1 else [folder / t.full_name.replace(":", "-") for t in targets]
     outputs = [OutputFolder(place, force=force) for place in places]
     emulator = emulator_for(recipe, names, progress)
-    started = time.perf_counter()
+    started, budget = time.perf_counter(), Budget(seconds=recipe.max_time_s, memory_bytes=recipe.max_memory_bytes)
     for target in targets:
-        runtime_of(target)
+        check_target(target, recipe)
     progress("loading", 0, 0)
     loaded = load_model(path)
     for target in targets:
         check_shapes(target, loaded.model)
     samples = prepare_samples(loaded.model, recipe)
     seconds = time.perf_counter() - started
-    job = _Job(path, loaded, samples, recipe, tuple(command), progress, seconds, tuple(targets), emulator)
-    results = [_Compilation(job, target, output).run() for target, output in zip(targets, outputs, strict=True)]
+    job = Job(path, loaded, samples, recipe, tuple(command), progress, seconds, tuple(targets), emulator, budget)
+    results = _compiled(job, outputs)
     if len(results) > 1:
         write_comparison([r.report for r in results], folder, [p.name for p in places])
     missed = [r for r in results if not r.report.verdict.held]
@@ -115,6 +110,15 @@ def compile_model(
     return tuple(results)
 
 
+def _compiled(job: Job, outputs: Sequence[OutputFolder]) -> list[CompileResult]:
+    """Compile for one target after the other; what time is left is shared by those to come."""
+    results: list[CompileResult] = []
+    for target, output in zip(job.targets, outputs, strict=True):
+        share = job.budget.share(len(outputs) - len(results))
+        results.append(_Compilation(replace(job, budget=share), target, output).run())
+    return results
+
+
 def plan_only(model: Path | str, *, recipe: Recipe) -> str:
     """Return what would be done, as text: the passes in order and the precision of every node."""
     path = Path(model)
@@ -123,52 +127,46 @@ def plan_only(model: Path | str, *, recipe: Recipe) -> str:
     lines = [f"{path.name}: {loaded.facts.nodes} nodes, opset {loaded.facts.opset}"]
     for name in recipe.targets:
         target = load_target(name)
-        job = _Job(path, loaded, samples, recipe, (), no_progress, 0.0)
+        job = Job(path, loaded, samples, recipe, (), no_progress, 0.0)
         lines += _Compilation(job, target, None).describe()
     return "\n".join(lines)
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Job:
-    path: Path
-    loaded: LoadedModel
-    samples: Samples
-    recipe: Recipe
-    command: tuple[str, ...]
-    progress: Progress
-    load_seconds: float
-    targets: tuple[Target, ...] = ()
-    emulator: Emulator | None = None
-    decided: dict[str, tuple[State, tuple[PassReport, ...]]] = field(default_factory=dict)
-    """Target -> what was decided for it, or for an earlier target that places the model alike."""
 
 
 @dataclass(slots=True)
 class _Compilation:
     """One model for one target."""
 
-    job: _Job
+    job: Job
     target: Target
     output: OutputFolder | None
-    seconds: dict[str, float] = field(default_factory=dict)
+    watch: Stopwatch = field(default_factory=Stopwatch)
 
     def run(self) -> CompileResult:
-        """Decide, write, verify and repair until every floor holds or nothing is left to try."""
+        """Decide, write, verify and repair until every floor holds; improve that until it is done or time is up."""
         if self.output is None:
             raise QCompileError("no folder to write to")
-        self.seconds["loading"] = self.job.load_seconds
+        self.watch.seconds["loading"] = self.job.load_seconds
+        started, timed, budget = time.perf_counter(), self.watch.timed, self.job.budget
         context = self._context()
         with self.output as output:
-            state, reports = self._timed("deciding", self._decide_once, context, output.path)
+            state, reports = timed("deciding", self._decide_once, context, output.path)
             self._refuse_nothing(state, reports)
-            state, reports = self._timed("placing", self._place, state, reports, context)
-            gate, state, reports, repair, levels = self._verified(state, reports, context, output)
-            self._refuse_nothing(state, reports)
-            state.plan.save(output.path)
-            report = self._report(state, gate, reports, repair, levels)
-            write_report(report, output.path)
-            write_html(report, output.path)
-            place = output.commit() if gate.verdict.held else output.reject()
+            state, reports = timed("placing", self._place, state, reports, context)
+            attempts, verifying = self._attempts(context), time.perf_counter()
+            first = attempts.make(state, output.path)
+            self._refuse_nothing(first.state, reports)
+            budget.keep_back(time.perf_counter() - verifying)
+            settling = tuple(p for p in self._passes() if p.name in SETTLING)
+            better = Improvement(attempts, context, output.path, first, settling)
+            with finish_on_signals(budget, lambda: better.best.held):
+                search = better.run(self._improving(state.plan), time.perf_counter() - started)
+                report = self._report(better.best, (*reports, *better.reports), search)
+                better.best.state.plan.save(output.path)
+                write_report(report, output.path)
+                write_html(report, output.path)
+                place = output.commit() if report.verdict.held else output.reject()
+            if report.verdict.held and (search is None or search.ended == "complete"):
+                context.checkpoint.remove()
         return CompileResult(target=self.target.full_name, folder=place, report=report)
 
     def describe(self) -> list[str]:
@@ -205,7 +203,10 @@ class _Compilation:
             calibration=samples.calibration,
             acceptance=samples.acceptance,
             progress=job.progress,
+            budget=job.budget,
         )
+        if self.output is not None:
+            context = replace(context, checkpoint=job.checkpoint(self.target, self.output.folder))
         searching = job.recipe.effort > 0 and job.recipe.replay is None
         if samples.acceptance is None or not searching:
             return context
@@ -225,8 +226,15 @@ class _Compilation:
         elif recipe.effort == 0:
             names = MINIMAL[with_data]
         else:
-            names = WITH_DATA if with_data else WITHOUT_DATA
+            names = (*(WITH_DATA if with_data else WITHOUT_DATA), *IMPROVING.get(recipe.effort, ()))
         return select([make_pass(n) for n in names], recipe.skip_passes)
+
+    def _improving(self, plan: CompressionPlan) -> tuple[Pass, ...]:
+        """Return the searches for a better result: those that the user named, or where they are worth it."""
+        named = self.job.recipe.passes is not None
+        if self.job.recipe.replay is not None or not (named or worth_improving(plan)):
+            return ()
+        return tuple(p for p in self._passes() if improves(p))
 
     def _lowering_passes(self) -> tuple[Pass, ...]:
         """Return the target's lowering passes, and behind them those that the user named."""
@@ -249,7 +257,7 @@ class _Compilation:
 
     def _decide(self, context: Context, folder: Path) -> tuple[State, tuple[PassReport, ...]]:
         """Run rewrites and plan passes; a replay runs the rewrites and takes the recorded plan."""
-        passes = tuple(p for p in self._passes() if p.kind is not PassKind.LOWER)
+        passes = tuple(p for p in self._passes() if p.kind is not PassKind.LOWER and not improves(p))
         if self.job.recipe.replay is not None:
             recorded = CompressionPlan.load(Path(self.job.recipe.replay))
             passes = tuple(p for p in passes if p.kind is PassKind.REWRITE)
@@ -258,7 +266,7 @@ class _Compilation:
                 recorded = recorded.with_choice("plan recorded for", recorded.target)
             known = {Fact.PLACEMENT, Fact.STATISTICS, Fact.RANGES, Fact.WEIGHT_SCALES}
             return replace(state, plan=recorded, facts=state.facts | known), reports
-        return Pipeline(passes, self.job.samples.probe).run(self._start(), context, self._dump(folder))
+        return Pipeline(passes, self.job.samples.probe).run(self._start(), context, dumped(self.job, folder))
 
     def _place(
         self, state: State, reports: tuple[PassReport, ...], context: Context
@@ -268,78 +276,14 @@ class _Compilation:
         if recipe.effort < PLACING_EFFORT or recipe.replay is not None or not here:
             return state, reports
         started = time.perf_counter()
-        state, report = place_by_measurement(state, context, self.job.samples.probe, self._lowered_model(context))
+        state, report = place_by_measurement(state, context, self.job.samples.probe, self._attempts(context).model_of)
         return state, (*reports, replace(report, seconds=time.perf_counter() - started))
 
-    def _lowered_model(self, context: Context) -> Callable[[State], ir.Model]:
-        steps = Pipeline(self._lowering_passes(), check=False)
-        return lambda state: steps.run(state, replace(context, progress=no_progress))[0].model
+    def _attempts(self, context: Context) -> Attempts:
+        lowering = self._lowering_passes()
+        return Attempts(job=self.job, target=self.target, context=context, lowering=lowering, watch=self.watch)
 
-    def _dump(self, folder: Path) -> AfterPass | None:
-        wanted = self.job.recipe.dump_after
-        if not wanted:
-            return None
-
-        def after(step: Pass, result: PassResult) -> None:
-            if step.name in wanted:
-                place = folder / "dump" / step.name
-                place.mkdir(parents=True, exist_ok=True)
-                save_model(result.state.model, place / "model.onnx")
-                result.state.plan.save(place)
-
-        return after
-
-    # -- write, verify, repair ---------------------------------------------------------------------
-
-    def _verified(
-        self, state: State, reports: tuple[PassReport, ...], context: Context, output: OutputFolder
-    ) -> tuple[GateResult, State, tuple[PassReport, ...], Repair, dict[str, float]]:
-        repair = Repair(context, state)
-        while True:
-            lowered, lowering = self._timed("lowering", self._lower, state, context, output.path)
-            files = self._timed("writing", self._write, lowered, output.path)
-            self.job.progress("verifying", len(repair.steps), 0)
-            inputs, result = self._gate_inputs(state), output.path / "model.onnx"
-            gate = self._timed("verifying", verify, inputs, files, result)
-            better = None
-            if not gate.verdict.held and self.job.recipe.replay is None:
-                better = self._timed("repairing", repair.propose, gate.verdict, gate.layer_times)
-            if better is None:
-                if self.job.emulator is not None:
-                    gate = self._timed("emulating", on_boards, gate, inputs, result, self.job.emulator)
-                runs = not gate.verdict.failure
-                levels = self._timed("measuring layers", self._levels, state, lowered) if runs else {}
-                return gate, state, (*reports, *lowering), repair, levels
-            state = better
-
-    def _lower(self, state: State, context: Context, folder: Path) -> tuple[State, tuple[PassReport, ...]]:
-        return Pipeline(self._lowering_passes()).run(state, context, self._dump(folder))
-
-    def _write(self, lowered: State, folder: Path) -> dict[str, int]:
-        if not lowered.plan.compresses:
-            lowered = replace(lowered, model=self.job.loaded.model)
-        written = list(save_model(lowered.model, folder / "model.onnx"))
-        written += [write_artifact(name, folder / "model.onnx") for name in self.target.artifacts()]
-        return {p.name: p.stat().st_size for p in written}
-
-    def _gate_inputs(self, state: State) -> GateInputs:
-        job = self.job
-        return GateInputs(
-            original=job.path,
-            original_bytes=job.loaded.facts.file_bytes,
-            float_model=job.loaded.model,
-            planned_model=state.model,
-            samples=job.samples.verification,
-            real=job.samples.facts is not None,
-            labels=job.samples.labels,
-            metric=job.recipe.metric,
-            classes=class_outputs(job.loaded.model, job.samples.labels),
-            floors=job.recipe.floors,
-            threads=job.recipe.threads,
-            target=self.target,
-            require_data=job.recipe.require_data,
-            unchanged=not state.plan.compresses,
-        )
+    # -- report ------------------------------------------------------------------------------------
 
     def _levels(self, state: State, lowered: State) -> dict[str, float]:
         names = [t.name for t in state.plan.tensors.values() if t.role is Role.ACTIVATION]
@@ -350,17 +294,11 @@ class _Compilation:
         part = Subset(few, tuple(range(min(LEVEL_SAMPLES, len(few)))))
         return layer_levels(state.model, lowered.model, names, part, self.job.recipe.threads)
 
-    # -- report ------------------------------------------------------------------------------------
-
-    def _report(
-        self,
-        state: State,
-        gate: GateResult,
-        reports: tuple[PassReport, ...],
-        repair: Repair,
-        levels: dict[str, float],
-    ) -> CompileReport:
-        job, verdict = self.job, with_shared_plan(gate.verdict, state.plan)
+    def _report(self, best: Attempt, reports: tuple[PassReport, ...], search: Search | None) -> CompileReport:
+        job, state, verdict = self.job, best.state, with_shared_plan(best.gate.verdict, best.state.plan)
+        levels, reports = {}, (*reports, *best.lowering)
+        if not best.gate.verdict.failure:
+            levels = self.watch.timed("measuring layers", self._levels, state, best.lowered)
         facts = CardInputs(
             recipe=job.recipe,
             target=self.target.full_name,
@@ -382,19 +320,12 @@ class _Compilation:
             passes=reports,
             layers=layer_reports(state, levels, verdict.integer),
             histograms=histograms(state),
-            repairs=tuple(repair.steps),
+            repairs=tuple(best.repair.steps),
             verdict=verdict,
             choices=dict(state.plan.choices),
             card=quantization_card(facts),
-            layer_times=gate.layer_times,
-            stage_seconds=dict(self.seconds),
+            layer_times=best.gate.layer_times,
+            stage_seconds=dict(self.watch.seconds),
             machine=machine_name(),
+            search=search,
         )
-
-    def _timed(self, stage: str, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Do some work and add its wall time to a stage."""
-        started = time.perf_counter()
-        try:
-            return work(*args, **kwargs)
-        finally:
-            self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - started

@@ -82,7 +82,7 @@ class Pipeline:
             context.progress(step.name, number, len(self.passes))
             started = time.perf_counter()
             before = structure_fingerprint(state.model) if self.check else ""
-            result = step.run(state, context)
+            result = step.run(state, _with_own_checkpoint(context, step, state))
             if result.report.name != step.name:
                 raise QCompileError(f"pass '{step.name}' returned a report named '{result.report.name}'")
             if self.check:
@@ -112,6 +112,11 @@ class Pipeline:
             _check_equivalent(step, before.model, result.state.model, self.probe)
         if step.kind is PassKind.LOWER:
             _check_decoded(step, before, result.state)
+
+
+def _with_own_checkpoint(context: Context, step: Pass, state: State) -> Context:
+    """Return the context with the checkpoint of this pass, with its options, on this plan."""
+    return replace(context, checkpoint=context.checkpoint.of(step.name, lambda: f"{step!r} {state.plan.digest()}"))
 
 
 def _check_valid(step: Pass, before: ir.Model, after: ir.Model) -> None:

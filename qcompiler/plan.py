@@ -7,6 +7,7 @@ The plan is made on the float graph and written into a graph only by the lowerin
 from __future__ import annotations
 
 import enum
+import hashlib
 import io
 import json
 import zipfile
@@ -165,6 +166,21 @@ class CompressionPlan:
 
     def save(self, folder: Path) -> None:
         """Write ``plan.json`` and ``plan.npz`` into a folder, byte for byte the same for the same plan."""
+        text, arrays = self._as_text()
+        (folder / "plan.json").write_text(text + "\n", encoding="utf-8")
+        save_npz(folder / "plan.npz", arrays)
+
+    def digest(self) -> str:
+        """Return the SHA-256 of everything that ``save`` would write, as 64 hexadecimal digits."""
+        text, arrays = self._as_text()
+        found = hashlib.sha256(text.encode("utf-8"))
+        for name, array in arrays.items():
+            found.update(f"{name} {array.dtype} {array.shape}".encode())
+            found.update(np.ascontiguousarray(array).tobytes())
+        return found.hexdigest()
+
+    def _as_text(self) -> tuple[str, dict[str, NDArray[Any]]]:
+        """Return the plan as JSON text, and the arrays that it refers to by name."""
         arrays: dict[str, NDArray[Any]] = {}
         document = {
             "schema": PLAN_SCHEMA,
@@ -173,9 +189,7 @@ class CompressionPlan:
             "nodes": [_node_to_json(self.nodes[k]) for k in sorted(self.nodes)],
             "tensors": [_tensor_to_json(self.tensors[k], arrays) for k in sorted(self.tensors)],
         }
-        text = json.dumps(document, indent=1, sort_keys=True, allow_nan=False)
-        (folder / "plan.json").write_text(text + "\n", encoding="utf-8")
-        save_npz(folder / "plan.npz", arrays)
+        return json.dumps(document, indent=1, sort_keys=True, allow_nan=False), arrays
 
     @classmethod
     def load(cls, folder: Path) -> CompressionPlan:

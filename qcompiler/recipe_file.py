@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from qcompiler.errors import UsageError
-from qcompiler.recipe import CALLABLE, Floors, ImagePreprocessing, MatchRule, Recipe, parse_passes
+from qcompiler.recipe import CALLABLE, Floors, ImagePreprocessing, MatchRule, Recipe, parse_bits, parse_passes
 
 _SIZE_UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
@@ -28,6 +28,20 @@ def parse_size(text: str | int) -> int:
     if not found or found[2].upper() not in _SIZE_UNITS:
         raise UsageError(f"{text!r} is not a size; write bytes, or a number with KB, MB, GB, KiB, MiB or GiB")
     return round(float(found[1]) * _SIZE_UNITS[found[2].upper()])
+
+
+def parse_duration(text: str | float) -> float:
+    """Return seconds for a duration such as ``90s``, ``10min``, ``2h`` or ``1h30min``; a bare number is seconds.
+
+    Raises:
+        UsageError: not a duration.
+    """
+    found = re.fullmatch(
+        r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)min)?(?:(\d+(?:\.\d+)?)s?)?", str(text).replace(" ", "")
+    )
+    if not found or not any(found.groups()) or isinstance(text, bool):
+        raise UsageError(f"{text!r} is not a duration; write 90s, 10min, 2h or 1h30min")
+    return sum(float(part) * unit for part, unit in zip(found.groups(), (3600, 60, 1), strict=True) if part)
 
 
 def parse_share(text: str | float) -> float:
@@ -65,6 +79,8 @@ def load_recipe(path: Path | None, overrides: Mapping[str, Any]) -> Recipe:
     where = str(path) if path else "recipe"
     plain = {k: v for k, v in document.items() if k not in ("floors", "image", "match")}
     values = _convert(plain, _KEYS, where, extra=("floors", "image", "match"))
+    if "bits" in values:
+        values["weight_bits"], values["activation_bits"] = parse_bits(values.pop("bits"))
     for key, table, make in (("floors", _FLOOR_KEYS, Floors), ("image", _IMAGE_KEYS, ImagePreprocessing)):
         if key in document:
             values[key] = make(**_convert(document[key], table, f"{where} [{key}]"))
@@ -173,7 +189,10 @@ _KEYS: dict[str, tuple[str, _Reader]] = {
     "data": ("data", _text),
     "labels": ("labels", _text),
     "metric": ("metric", _text),
+    "bits": ("bits", _text),
     "effort": ("effort", _integer),
+    "max_time": ("max_time_s", parse_duration),
+    "max_memory": ("max_memory_bytes", parse_size),
     "threads": ("threads", _integer),
     "verify": ("verify", _text),
     "calibration_samples": ("calibration_samples", _integer),

@@ -183,6 +183,39 @@ class RepairStep:
     outcome: str
 
 
+StageOutcome = Literal["verified", "floor missed", "better", "nothing to do", "not better", "gate missed", "failed"]
+"""Of the first result: "verified" or "floor missed". Of a search: it was taken ("better"), or why not."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SearchStage:
+    """The first result, or one search for a better one.
+
+    Attributes:
+        before_db / after_db: level on the acceptance samples, in dB, of the best plan before and of what this
+            stage found; None where it was not measured.
+        reused: finished parts that were taken over from a search that was stopped.
+        detail: why it was not taken, where there is more to say.
+    """
+
+    name: str
+    outcome: StageOutcome
+    before_db: float | None = None
+    after_db: float | None = None
+    seconds: float = 0.0
+    reused: int = 0
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Search:
+    """How the search for better results went, and why it ended: it was done, or what cut it short."""
+
+    ended: Literal["complete", "time", "memory", "interrupted"]
+    stages: tuple[SearchStage, ...]
+    notes: tuple[str, ...] = ()
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:
     """What the gate found on the written file."""
@@ -260,7 +293,7 @@ class CompileReport:
     """Everything one compilation for one target found out; ``report`` turns it into JSON, text and HTML.
 
     Whatever differs between two runs of the same inputs, seed and versions (times, memory, machine) is in
-    ``LatencyProfile``, ``LayerTime``, ``memory_bytes``, ``seconds`` and ``machine``; the JSON keeps all of
+    ``LatencyProfile``, ``LayerTime``, ``memory_bytes``, ``seconds``, ``search`` and ``machine``; the JSON keeps all of
     that under one key, ``measured``.
     """
 
@@ -282,3 +315,5 @@ class CompileReport:
     layer_times: tuple[LayerTime, ...] = ()
     stage_seconds: Mapping[str, float] = field(default_factory=dict)
     machine: str = ""
+    search: Search | None = None
+    """None where no search for better results was asked for or made."""

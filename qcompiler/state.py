@@ -11,6 +11,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from qcompiler.budget import NO_CHECKPOINT, Budget, Checkpoint
 from qcompiler.plan import CompressionPlan
 from qcompiler.quant.histogram import TensorStatistics
 from qcompiler.recipe import Recipe
@@ -77,6 +78,8 @@ class Context:
         trial: returns the SQNR in dB that a state would reach on the acceptance samples if it were finished
             now; None without data or where no search is wanted.
         progress: to be told how far a long loop has come.
+        budget: what a long search may use; it polls ``budget.spent()`` and then returns the best it has.
+        checkpoint: keeps results of finished parts of a long search, so that it resumes where it was stopped.
     """
 
     target: Target
@@ -85,3 +88,5 @@ class Context:
     acceptance: Dataset | None = None
     trial: Callable[[State], float] | None = None
     progress: Progress = no_progress
+    budget: Budget = field(default_factory=Budget)
+    checkpoint: Checkpoint = NO_CHECKPOINT

@@ -9,6 +9,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from qcompiler.budget import NO_CHECKPOINT
 from qcompiler.data import Dataset, Subset
 from qcompiler.errors import DataError, RuntimeUnavailable
 from qcompiler.model.measured import measured_values
@@ -56,7 +57,8 @@ class Trial:
         few = context.calibration
         if few is not None and len(few) > OBSERVED:
             few = Subset(few, tuple(range(0, len(few), len(few) // OBSERVED)[:OBSERVED]))
-        self._context = replace(context, calibration=few, trial=None, progress=_quiet)
+        quiet = replace(context, progress=_quiet, checkpoint=NO_CHECKPOINT)
+        self._context = replace(quiet, calibration=few, trial=None)
 
     def lowered(self, state: State) -> ir.Model:
         """Return the state's model with the plan written into it, completed where facts are missing."""

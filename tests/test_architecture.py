@@ -20,8 +20,8 @@ TIERS: tuple[frozenset[str], ...] = tuple(
     frozenset(names.split())
     for names in (
         "errors",
-        "counts quant",
-        "plan records recipe",
+        "budget counts quant",
+        "interrupts plan records recipe",
         "recipe_file state",
         "protocols",
         "data model",
@@ -32,7 +32,9 @@ TIERS: tuple[frozenset[str], ...] = tuple(
         "decoding passes targets",
         "pipeline registry",
         "linting repair shared_plan trial",
-        "measured_placement",
+        "job measured_placement",
+        "attempt",
+        "improvement",
         "compiler",
         "cli",
         "__main__",

@@ -55,11 +55,29 @@ _OPTIONS = (
     _floor("--max-latency-ratio", type=float, metavar="R", help="Latency of the result over the original's."),
     _floor("--require-data", is_flag=True, default=None, help="Accuracy not verified on real data is a miss."),
     _how(
+        "--bits",
+        metavar="WxAy",
+        help="Widths of weights (1 to 8) and activations (4, 8 or 16); 'qcompile targets' says what a target runs. "
+        "Default: W8A8.",
+    ),
+    _how(
         "-O",
         "effort",
         type=int,
-        metavar="0|1|2",
-        help="0: min-max. 1: search (default). 2: also place by measured latency.",
+        metavar="0|1|2|3",
+        help="0: min-max. 1: search (default). 2: also place by measured latency, and improve weights below "
+        "8 bits. 3: improve them for as long as it takes. See docs/effort.md.",
+    ),
+    _how(
+        "--max-time",
+        metavar="TIME",
+        help="When to end the search with the best verified result: 90s, 10min, 2h. The first result is "
+        "finished in any case; Ctrl-C ends the search in the same way.",
+    ),
+    _how(
+        "--max-memory",
+        metavar="SIZE",
+        help="What the search may hold in memory, such as 4GB; what does not fit is left out, and said so.",
     ),
     _how(
         "--passes",

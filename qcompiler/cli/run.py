@@ -15,6 +15,7 @@ from click.exceptions import Exit
 
 from qcompiler.cli.commands import qcompile
 from qcompiler.errors import QCompileError
+from qcompiler.interrupts import terminate_as_interrupt
 
 USAGE = 2
 FILE_SYSTEM = 7
@@ -30,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = list(sys.argv[1:] if arguments is None else arguments)
     try:
         # Not click's own main(): it would print a stray line on Ctrl-C and end a closed pipe in 1.
-        with qcompile.make_context("qcompile", given or ["--help"]) as context:
+        with terminate_as_interrupt(), qcompile.make_context("qcompile", given or ["--help"]) as context:
             code = qcompile.invoke(context)
         sys.stdout.flush()
     except Exit as error:

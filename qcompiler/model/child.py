@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -9,6 +10,9 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Protocol
+
+OWN_GROUP = 0 if os.name == "posix" else None
+"""For ``subprocess``: Ctrl-C in a terminal reaches every process of our group, and ends those that were not asked."""
 
 
 class Child(Protocol):
@@ -50,6 +54,7 @@ def new_process(script: Path, argument: str) -> Child:
         stderr=subprocess.PIPE,
         encoding="utf-8",
         errors="replace",
+        process_group=OWN_GROUP,
     )
 
 

@@ -61,6 +61,9 @@ def to_document(report: CompileReport) -> dict[str, Any]:
     emulated = verdict.pop("emulated")
     if emulated:  # a key of its own, for who asked: reports without it are as they were
         document["measured"]["emulated"] = emulated
+    search = document.pop("search")
+    if search is not None:  # likewise; how far a search came is a matter of time
+        document["measured"]["search"] = search
     verdict["accuracy_verified"] = report.verdict.accuracy_verified
     return document
 
@@ -216,6 +219,7 @@ def _join(document: Mapping[str, Any]) -> dict[str, Any]:
     measured = document["measured"]
     for key in ("command", "machine", "layer_times"):
         flat[key] = measured[key]
+    flat["search"] = measured.get("search")
     flat["stage_seconds"] = {stage["name"]: stage["seconds"] for stage in measured["stages"]}
     flat["card"] = {entry["field"]: entry["answer"] for entry in flat["card"]}
     flat["model"] = dict(flat["model"])

@@ -12,6 +12,7 @@ from typing import Any
 
 from qcompiler.counts import InstructionCounts
 from qcompiler.errors import QCompileError
+from qcompiler.model.child import OWN_GROUP
 from qcompiler.model.probe import shorten
 from qcompiler.runtime.emulation._guest import COUNTED_RUNS
 from qcompiler.runtime.emulation.board import Board
@@ -85,6 +86,7 @@ def run_emulated(emulator: Emulator, board: Board, job: EmulatedJob) -> Emulated
             errors="replace",
             timeout=TIMEOUT_S,
             check=False,
+            process_group=OWN_GROUP,
         )
     except subprocess.TimeoutExpired:
         return EmulatedFindings(failure=f"the emulation did not end within {TIMEOUT_S:.0f} s")
