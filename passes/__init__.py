@@ -42,6 +42,9 @@ They run if some weight has fewer than 8 bits: at 8 bits what is left to gain is
 that finds nothing to do returns ``changed=False`` at once.
 """
 
+TRAINING = ("fine-tune",)
+"""What ``--fine-tune`` adds behind all of these."""
+
 SETTLING = frozenset({"correct-bias"})
 """Passes that run again behind each of these: what they decide follows from what a search changed."""
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 PROBE_STEPS = 3
 """Mini-batches whose time decides how many fit into the minutes that were asked for."""
 MIN_STEPS = 20
+DEFAULT_STEPS = 300
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +29,7 @@ class FineTune:
     need no labels. Kept only if the distance on acceptance samples, which the training never sees, has shrunk.
 
     Attributes:
-        steps: mini-batches; 0 takes as many as fit into ``--fine-tune MINUTES``.
+        steps: mini-batches; 0 takes as many as fit into ``--fine-tune MINUTES``, and 300 without it.
         period: mini-batches between projections onto the grid; 1 trains through the rounding at every step.
         rate: learning rate, as a share of a grid step.
         features: weight of the error of inner values.
@@ -41,6 +42,7 @@ class FineTune:
     requires: ClassVar[frozenset[Fact]] = frozenset({Fact.PLACEMENT, Fact.RANGES, Fact.WEIGHT_SCALES})
     provides: ClassVar[frozenset[Fact]] = frozenset()
     invalidates: ClassVar[frozenset[Fact]] = frozenset()
+    improving: ClassVar[bool] = True
     steps: int = 0
     period: int = 1
     rate: float = 0.02
@@ -56,9 +58,6 @@ class FineTune:
 
     def run(self, state: State, context: Context) -> PassResult:
         """Return the state with trained weights, or as it was where training does not help."""
-        minutes = context.recipe.fine_tune_minutes
-        if not self.steps and not minutes:
-            return PassResult(state, self._report((), "no steps and no minutes are asked for"))
         from qcompiler.executor.determinism import deterministic
         from qcompiler.executor.setup import prepare_search
 
@@ -67,9 +66,9 @@ class FineTune:
             if isinstance(setup, str):
                 skip = Skip("the model", setup)
                 return PassResult(state, replace(self._report((), setup), skipped=(skip,)))
-            return self._trained(state, context, setup, 60.0 * minutes)
+            return self._trained(state, context, setup)
 
-    def _trained(self, state: State, context: Context, setup: SearchSetup, seconds: float) -> PassResult:
+    def _trained(self, state: State, context: Context, setup: SearchSetup) -> PassResult:
         from qcompiler.executor.binding import binding_of
         from qcompiler.training.compressor import LevelCompressor
         from qcompiler.training.driver import Task, fine_tune
@@ -85,7 +84,8 @@ class FineTune:
             schedule=self._schedule(PROBE_STEPS, context.recipe.seed, one_by_one=setup.axes is None),
             finished=context.budget.spent,
         )
-        steps = self.steps or self._steps_in(state, setup, task, seconds)
+        seconds = 60.0 * context.recipe.fine_tune_minutes
+        steps = self.steps or (self._steps_in(state, setup, task, seconds) if seconds else DEFAULT_STEPS)
         task = replace(
             task,
             schedule=replace(task.schedule, steps=steps),
@@ -96,11 +96,11 @@ class FineTune:
         found = replace(state, plan=compressor.planned(state.plan))
         after = held_out_loss(setup, binding_of(found, setup.executor))
         metrics = (
-            Metric("distance on acceptance samples before", before, "nats or share"),
-            Metric("distance on acceptance samples after", after, "nats or share"),
+            Metric("distance on acceptance samples before", before, ""),
+            Metric("distance on acceptance samples after", after, ""),
             Metric("mini-batches", record.steps, f"of {steps}"),
             Metric("inner values matched", record.features, "values"),
-            *(Metric(f"training loss, part {i + 1} of {len(record.losses)}", v, "") for i, v in enumerate(record.losses)),
+            *(Metric(f"training loss, part {i + 1}", v, "") for i, v in enumerate(record.losses)),
         )
         if not after < before:
             return PassResult(state, self._report(metrics, "training did not help on samples it has not seen"))

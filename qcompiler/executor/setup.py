@@ -12,6 +12,7 @@ from qcompiler.executor.batching import Axes, batch_axes, stack
 from qcompiler.executor.executor import Tensors, TorchExecutor
 from qcompiler.executor.loss import DistillationLoss
 from qcompiler.plan import Role
+from qcompiler.runtime.capture import Feeds
 from qcompiler.state import Context, State
 
 
@@ -71,5 +72,5 @@ def prepare_search(state: State, context: Context) -> SearchSetup | str:
         return str(error)
 
 
-def _rows(samples: Dataset) -> list[dict[str, object]]:
-    return [dict(samples[i]) for i in range(len(samples))]
+def _rows(samples: Dataset) -> list[Feeds]:
+    return [samples[i] for i in range(len(samples))]

@@ -37,11 +37,8 @@ def _value_graph(model: ir.Model) -> networkx.DiGraph[tuple[str, str]]:
             graph.add_edge(START, ("input", value.name or ""))
     for number, node in enumerate(model.graph):
         here = ("node", str(number))
-        for value in node.inputs:
-            if value is None:
-                continue
-            name = value.name or ""
-            source = ("value", name) if value.producer() is not None else ("input", name)
+        for read in (v for v in node.inputs if v is not None):
+            source = ("value" if read.producer() is not None else "input", read.name or "")
             if source in graph:
                 graph.add_edge(source, here)
         if here in graph:

@@ -1,4 +1,4 @@
-"""Variations of samples for distillation: the float model labels whatever is made up, so nothing must keep its class."""
+"""Variations of samples for distillation: the float model judges whatever is made up, so no class must be kept."""
 
 from __future__ import annotations
 

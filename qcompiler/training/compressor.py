@@ -53,7 +53,7 @@ class Compressor(Protocol):
         ...
 
 
-class _NearestLevel(torch.autograd.Function):
+class _NearestLevel(torch.autograd.Function):  # type: ignore[misc]
     """The nearest level of a table; the gradient is 1 inside the table's range and 0 outside."""
 
     @staticmethod
@@ -62,8 +62,8 @@ class _NearestLevel(torch.autograd.Function):
         return levels[torch.bucketize(x, (levels[1:] + levels[:-1]) / 2)]
 
     @staticmethod
-    def backward(ctx: torch.autograd.function.FunctionCtx, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
-        (inside,) = ctx.saved_tensors  # type: ignore[attr-defined]
+    def backward(ctx: torch.autograd.function.FunctionCtx, grad: Tensor) -> tuple[Tensor, None]:
+        (inside,) = ctx.saved_tensors
         return grad * inside, None
 
 
@@ -88,7 +88,7 @@ class _Weight:
         return (self.scale * self.growth.exp()).clamp(min=SMALLEST_SCALE)
 
     def codes(self) -> Tensor:
-        found: Tensor = _NearestLevel.apply(self.position, self.levels)  # type: ignore[no-untyped-call]
+        found: Tensor = _NearestLevel.apply(self.position, self.levels)
         return found
 
 
@@ -182,7 +182,7 @@ class LevelCompressor:
 def _planned_weight(weight: _Weight) -> TensorPlan:
     entry = weight.entry
     scale = weight.current_scale().detach().cpu().numpy().astype(np.float32)
-    shaped = scale.reshape(np.shape(entry.scale))
+    shaped = scale.reshape(() if entry.scale is None else entry.scale.shape)
     codes = weight.codes().detach().cpu().numpy().astype(np.int8)
     top = float(np.abs(weight.levels.cpu().numpy()).max()) * float(shaped.max())
     return replace(entry, scale=shaped, codes=codes, clip=(-top, top), reason=f"{entry.reason}; trained")

@@ -129,7 +129,7 @@ def fine_tune(model: TorchExecutor, compressor: Compressor, period: int, task: T
         binding = compressor.compressed(task.base) if period == 1 else compressor.loose(task.base)
         loss = matcher.loss(binding, generator)
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         optimizer.step()
         losses.append(float(loss.detach()))
         if period > 1 and (step + 1) % period == 0:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import tempfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ BEFORE: dict[str, tuple[str, ...]] = {
     "scale-weights": ("fold-batch-norm", "place", "observe"),
     "calibrate": ("fold-batch-norm", "place", "observe", "scale-weights"),
     "correct-bias": ("fold-batch-norm", *PLANNING),
+    "fine-tune": BEFORE_LOWERING,
     "insert-qdq": BEFORE_LOWERING,
     "insert-dynamic": BEFORE_LOWERING,
     "pack-weights": BEFORE_LOWERING,
@@ -98,7 +100,7 @@ def before(name: str) -> tuple[State, Context]:
     proto = MODELS.get(name, lambda: conv_net(channels=16))()
     state = start(proto)
     data = samples(state.model, free=3)
-    where = context("x86", data)
+    where = replace(context("x86", data), acceptance=samples(state.model, seed=1, free=3))
     return run_passes(state, where, *BEFORE[name]), where
 
 
