@@ -12,6 +12,7 @@ PASSES: dict[str, str] = {
     "calibrate": "qcompiler.passes.calibrate:Calibrate",
     "scale-weights": "qcompiler.passes.scale_weights:ScaleWeights",
     "correct-bias": "qcompiler.passes.correct_bias:CorrectBias",
+    "fine-tune": "qcompiler.passes.fine_tune:FineTune",
     "insert-qdq": "qcompiler.passes.insert_qdq:InsertQdq",
     "align-channels": "qcompiler.passes.align_channels:AlignChannels",
     "pad-codes": "qcompiler.passes.pad_codes:PadCodes",
@@ -50,6 +51,9 @@ IMPROVING: dict[int, tuple[str, ...]] = {2: (), 3: ()}
 They run if some weight has fewer than 8 bits: at 8 bits what is left to gain is below what the gate can tell. A pass
 that finds nothing to do returns ``changed=False`` at once.
 """
+
+TRAINING = ("fine-tune",)
+"""What ``--fine-tune`` adds behind all of these."""
 
 SETTLING = frozenset({"correct-bias"})
 """Passes that run again behind each of these: what they decide follows from what a search changed."""

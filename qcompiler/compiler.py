@@ -17,7 +17,7 @@ from qcompiler.job import Job, Stopwatch
 from qcompiler.layers import histograms, kept_constants, layer_reports
 from qcompiler.model.load import load_model
 from qcompiler.model.save import OutputFolder
-from qcompiler.passes import IMPROVING, MINIMAL, SETTLING, WITH_DATA, WITHOUT_DATA
+from qcompiler.passes import IMPROVING, MINIMAL, SETTLING, TRAINING, WITH_DATA, WITHOUT_DATA
 from qcompiler.pipeline import Pipeline, select
 from qcompiler.placement.dispatch import Placing, place_measured
 from qcompiler.plan import CompressionPlan, Role
@@ -226,11 +226,12 @@ class _Compilation:
             names = MINIMAL[with_data]
         else:
             names = (*(WITH_DATA if with_data else WITHOUT_DATA), *IMPROVING.get(recipe.effort, ()))
+            names = (*names, *(TRAINING if recipe.fine_tune_minutes else ()))
         return select([make_pass(n) for n in names], recipe.skip_passes)
 
     def _improving(self, plan: CompressionPlan) -> tuple[Pass, ...]:
         """Return the searches for a better result: those that the user named, or where they are worth it."""
-        named = self.job.recipe.passes is not None
+        named = self.job.recipe.passes is not None or self.job.recipe.fine_tune_minutes > 0
         if self.job.recipe.replay is not None or not (named or worth_improving(plan)):
             return ()
         return tuple(p for p in self._passes() if improves(p))

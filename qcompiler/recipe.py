@@ -128,6 +128,7 @@ class Recipe:
         effort: 0 is min-max without any search, 1 searches, 2 also places nodes by measured latency and improves
             weights below 8 bits, 3 improves them for as long as it takes; see ``qcompiler.passes.IMPROVING``.
         max_time_s: when searches end with the best that was verified, in seconds; None: when they are done.
+        fine_tune_minutes: how long weights are trained behind all searches; 0 trains nothing.
         max_memory_bytes: what this process may hold while it searches; None for no limit.
         threads: threads of every measured session.
         verify: "host" runs the result on this machine; "emulate" also on emulated boards, for targets that are one.
@@ -145,6 +146,7 @@ class Recipe:
     effort: int = 1
     max_time_s: float | None = None
     max_memory_bytes: int | None = None
+    fine_tune_minutes: float = 0.0
     floors: Floors = Floors()
     threads: int = 1
     verify: str = "host"
@@ -166,6 +168,8 @@ class Recipe:
         for name, value in (("max_time", self.max_time_s), ("max_memory", self.max_memory_bytes)):
             if value is not None and not value > 0:
                 raise UsageError(f"{name} is {value}; it must be more than 0")
+        if not self.fine_tune_minutes >= 0:
+            raise UsageError(f"fine_tune is {self.fine_tune_minutes}; it is a number of minutes")
         if self.weight_bits not in WEIGHT_BITS or self.activation_bits not in ACTIVATION_BITS:
             raise UsageError(f"no such widths: W{self.weight_bits}A{self.activation_bits}; {_BITS_FORM}")
         for name in ("threads", "calibration_samples", "verify_samples"):

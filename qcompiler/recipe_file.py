@@ -192,6 +192,7 @@ _KEYS: dict[str, tuple[str, _Reader]] = {
     "bits": ("bits", _text),
     "effort": ("effort", _integer),
     "max_time": ("max_time_s", parse_duration),
+    "fine_tune": ("fine_tune_minutes", _number),
     "max_memory": ("max_memory_bytes", parse_size),
     "threads": ("threads", _integer),
     "verify": ("verify", _text),

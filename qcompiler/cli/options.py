@@ -75,6 +75,12 @@ _OPTIONS = (
         "finished in any case; Ctrl-C ends the search in the same way.",
     ),
     _how(
+        "--fine-tune",
+        metavar="MINUTES",
+        help="Train weights, scales and biases on their grids for so long, by distillation from the original; "
+        "samples need no labels. For weights below 5 bits; needs PyTorch.",
+    ),
+    _how(
         "--max-memory",
         metavar="SIZE",
         help="What the search may hold in memory, such as 4GB; what does not fit is left out, and said so.",

@@ -33,6 +33,7 @@ BEFORE: dict[str, tuple[str, ...]] = {
     "scale-weights": ("fold-batch-norm", "place", "observe"),
     "calibrate": ("fold-batch-norm", "place", "observe", "scale-weights"),
     "correct-bias": ("fold-batch-norm", *PLANNING),
+    "fine-tune": BEFORE_LOWERING,
     "insert-qdq": BEFORE_LOWERING,
     "align-channels": (*BEFORE_LOWERING, "insert-qdq"),
     "pad-codes": (*BEFORE_LOWERING, "insert-qdq"),
@@ -111,7 +112,7 @@ def before(name: str) -> tuple[State, Context]:
     state = start(proto)
     data = samples(state.model, free=3)
     target, bits = FOR.get(name, ("x86", "W8A8"))
-    where = context(target, data, bits=bits)
+    where = replace(context(target, data, bits=bits), acceptance=samples(state.model, seed=1, free=3))
     state = run_passes(state, where, *BEFORE[name])
     if name == "align-channels":
         state = replace(state, plan=with_aligned_channels(state.plan, "conv1", 4))
