@@ -14,6 +14,7 @@ from qcompiler.model.edit import add_initializer, constant_of, fresh_name, tenso
 from qcompiler.model.weights import has_row_bias
 from qcompiler.plan import CompressionPlan, TensorPlan
 from qcompiler.quant.grid import quantize
+from qcompiler.quant.levels import quantize_to_levels
 
 
 def weight_codes(weight: NDArray[Any], entry: TensorPlan) -> NDArray[np.int8]:
@@ -27,6 +28,8 @@ def weight_codes(weight: NDArray[Any], entry: TensorPlan) -> NDArray[np.int8]:
     if entry.codes is not None:
         return entry.codes.astype(np.int8)
     exact = np.asarray(weight, np.float32)
+    if entry.levels is not None:
+        return quantize_to_levels(exact, entry.scale, entry.levels, entry.spec.axis)
     return quantize(exact, entry.scale, entry.zero_point, entry.spec.code_range, entry.spec.axis).astype(np.int8)
 
 

@@ -53,7 +53,7 @@ class QuantSpec:
     """A uniform integer grid: width, sign and where its scales live.
 
     Attributes:
-        num_bits: width of a code in bits, 2 to 16.
+        num_bits: width of a stored code in bits, 1 to 16.
         signed: codes are signed (symmetric weights) or unsigned (activations).
         symmetric: the zero point is fixed (0 if signed).
         axis: the axis with one scale per index; None means one scale for the whole tensor.
@@ -65,8 +65,8 @@ class QuantSpec:
     axis: int | None = None
 
     def __post_init__(self) -> None:
-        if not 2 <= self.num_bits <= 16:
-            raise QCompileError(f"num_bits must be between 2 and 16, got {self.num_bits}")
+        if not 1 <= self.num_bits <= 16:
+            raise QCompileError(f"num_bits must be between 1 and 16, got {self.num_bits}")
 
     @property
     def code_range(self) -> tuple[int, int]:
@@ -93,6 +93,8 @@ class TensorPlan:
         scale: float32, shape () or (channels,); None until it is chosen, and where ``spec`` is None.
         zero_point: integer of the grid, same shape as ``scale``.
         codes: integer codes in the tensor's shape, only where they are not the nearest rounding.
+        levels: sorted int8 of shape (at most 2**num_bits,), the values that codes take, for weights below 8 bits;
+            None is the whole range of ``spec``.
         correction: float64 of shape (channels,): what to add to a bias, or the factors of FACTORS.
         clip: the real-valued range the grid covers, (low, high), for reports.
         error_db: SQNR of the quantized tensor against the float one, in dB, where it was computed.
@@ -106,6 +108,7 @@ class TensorPlan:
     scale: NDArray[np.float32] | None = None
     zero_point: NDArray[np.int32] | None = None
     codes: NDArray[np.int8] | None = None
+    levels: NDArray[np.int8] | None = None
     correction: NDArray[np.float64] | None = None
     clip: tuple[float, float] | None = None
     error_db: float | None = None
@@ -205,7 +208,7 @@ _UNREADABLE = (
 )
 """What a file may raise that looks like a plan and is none."""
 
-_ARRAY_FIELDS = ("scale", "zero_point", "codes", "correction")
+_ARRAY_FIELDS = ("scale", "zero_point", "codes", "levels", "correction")
 
 
 def save_npz(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
@@ -269,5 +272,6 @@ def _tensor_from_json(entry: dict[str, Any], arrays: dict[str, NDArray[Any]]) ->
         scale=arrays[entry["scale"]] if "scale" in entry else None,
         zero_point=arrays[entry["zero_point"]] if "zero_point" in entry else None,
         codes=arrays[entry["codes"]] if "codes" in entry else None,
+        levels=arrays[entry["levels"]] if "levels" in entry else None,
         correction=arrays[entry["correction"]] if "correction" in entry else None,
     )
