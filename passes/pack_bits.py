@@ -17,7 +17,7 @@ from qcompiler.lowering import weight_of
 from qcompiler.model.edit import add_initializer, clone, fresh_name, tensor_array, value_names
 from qcompiler.plan import TensorPlan
 from qcompiler.protocols import PassKind, PassResult
-from qcompiler.quant.levels import Levels, uniform_levels
+from qcompiler.quant.levels import Levels
 from qcompiler.records import Metric, PassReport, Skip
 from qcompiler.state import Context, Fact, State
 
@@ -114,9 +114,8 @@ class _Writer:
         if tensor is None or entry.spec is None:
             raise QCompileError(f"the codes of weight '{entry.name}' are no constant")
         shape, layout = tensor.shape.numpy(), _Layout(entry.spec.num_bits)
-        levels = entry.levels if entry.levels is not None else uniform_levels(layout.num_bits)
-        count = int(tensor.size)
-        compute = _lazy_stream(tensor, levels, entry)
+        levels, count = _levels_of(entry, layout.num_bits), int(tensor.size)
+        compute = _lazy_stream(tensor, levels, layout.num_bits)
         stored = ir.Shape([packed_bytes(count, layout.num_bits)])
         stream = ir.LazyTensor(compute, ir.DataType.UINT8, stored, cache=False)
         packed = add_initializer(self.graph, self._name(), stream)
@@ -186,17 +185,29 @@ class _Writer:
         return fresh_name(self.taken, "u")
 
 
-def _lazy_stream(tensor: ir.TensorProtocol, levels: Levels, entry: TensorPlan) -> Callable[[], ir.TensorProtocol]:
+def _levels_of(entry: TensorPlan, num_bits: int) -> Levels:
+    """Return the planned levels of a weight.
+
+    Raises:
+        QCompileError: there are none, or too many to number, or the planned codes are others.
+    """
+    levels = entry.levels
+    if levels is None:
+        raise QCompileError(f"weight '{entry.name}' is planned in {num_bits} bits without levels")
+    if levels.size > 2**num_bits:
+        raise QCompileError(f"weight '{entry.name}' has {levels.size} levels, more than {num_bits} bits can number")
+    if entry.codes is not None and not np.isin(entry.codes, levels).all():
+        raise QCompileError(f"weight '{entry.name}' has a code that is none of its levels")
+    return levels
+
+
+def _lazy_stream(tensor: ir.TensorProtocol, levels: Levels, num_bits: int) -> Callable[[], ir.TensorProtocol]:
     """Return a function that packs the numbers of a tensor's levels when they are needed."""
-    numbers, bits = np.full(256, levels.size), entry.spec.num_bits if entry.spec is not None else BYTE_BITS
+    numbers = np.zeros(256, np.uint8)
     numbers[levels.view(np.uint8)] = np.arange(levels.size)
-    if levels.size > 2**bits:
-        raise QCompileError(f"weight '{entry.name}' has {levels.size} levels, more than {bits} bits can number")
 
     def compute() -> ir.TensorProtocol:
         codes = np.ascontiguousarray(tensor_array(tensor)).view(np.uint8)
-        if (numbers == levels.size)[codes].any():
-            raise QCompileError(f"weight '{entry.name}' has a code that is none of its levels")
-        return ir.tensor(pack(numbers.astype(np.uint8)[codes], bits))
+        return ir.tensor(pack(numbers[codes], num_bits))
 
     return compute
