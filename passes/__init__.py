@@ -13,13 +13,22 @@ PASSES: dict[str, str] = {
     "scale-weights": "qcompiler.passes.scale_weights:ScaleWeights",
     "correct-bias": "qcompiler.passes.correct_bias:CorrectBias",
     "insert-qdq": "qcompiler.passes.insert_qdq:InsertQdq",
+    "pad-codes": "qcompiler.passes.pad_codes:PadCodes",
     "insert-dynamic": "qcompiler.passes.insert_dynamic:InsertDynamic",
     "pack-weights": "qcompiler.passes.pack_weights:PackWeights",
     "pack-bits": "qcompiler.passes.pack_bits:PackBits",
+    "raise-opset": "qcompiler.passes.raise_opset:RaiseOpset",
+    "store-int4": "qcompiler.passes.store_int4:StoreInt4",
     "pack-constants": "qcompiler.passes.pack_constants:PackConstants",
 }
 
 _REWRITES = ("widen-float16", "fold-batch-norm")
+
+LOSSLESS = frozenset({"pack-bits", "pad-codes", "pack-constants", "store-int4"})
+"""Lowering passes that change no value: trial runs do without them."""
+
+EXACT = LOSSLESS | {"raise-opset"}
+"""The same, with those that a trial needs to run at all."""
 
 WITH_DATA = (
     *_REWRITES,

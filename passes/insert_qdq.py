@@ -75,8 +75,6 @@ class _Writer:
                 correct_bias(self.graph, node, self.plan, self.taken)
                 self._quantize_weight(node, weight)
                 self._fit_bias(node, weight, entries[node])
-            if node.op_type == "Pad" and self._is_integer(node):
-                self._pad_codes(node)
 
     def _is_integer(self, node: ir.Node | None) -> bool:
         entry = self.plan.nodes.get(node.name or "") if node is not None else None
@@ -192,22 +190,6 @@ class _Writer:
         attributes = {"axis": 0} if scale.ndim else {}
         restored = self._restore(node, inputs, attributes, f"{node.name}_bias_dq")
         node.replace_input_with(2, restored)
-
-    def _pad_codes(self, node: ir.Node) -> None:
-        """Let a Pad between two pairs of one grid pad the codes themselves; the runtime would decode for it."""
-        before = node.inputs[0].producer() if node.inputs[0] is not None else None
-        behind = next((u.node for u in node.outputs[0].uses() if u.node.op_type == "QuantizeLinear"), None)
-        if before is None or before.op_type != "DequantizeLinear" or behind is None or before.inputs[2] is None:
-            return
-        if before.inputs[2].dtype is not ir.DataType.UINT8:
-            return  # there is no Pad of 16-bit codes
-        node.replace_input_with(0, before.inputs[0])
-        node.resize_inputs(max(len(node.inputs), 3))
-        node.replace_input_with(2, before.inputs[2])
-        padded, codes = node.outputs[0], behind.outputs[0]
-        padded.type = codes.type
-        codes.replace_all_uses_with(padded)
-        self.graph.remove(behind, safe=True)
 
     def _restore(self, node: ir.Node, inputs: list[ir.Value], attributes: dict[str, int], name: str) -> ir.Value:
         """Insert a DequantizeLinear before a node and return its output."""

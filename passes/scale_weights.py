@@ -25,6 +25,7 @@ from qcompiler.quant.weights import (
     level_search_scale,
 )
 from qcompiler.records import Metric, PassReport
+from qcompiler.runtime.widths import looks_up_levels
 from qcompiler.state import Context, Fact, State
 
 LARGE = 1 << 22
@@ -44,7 +45,8 @@ class ScaleWeights:
     weight by the mean square of the input it multiplies (observed; all alike without statistics).
 
     Weights of fewer than 8 bits always get a search, of the scale and of the levels: integers around 0 or odd ones,
-    whichever leaves less error in the whole tensor. Their codes are the nearest levels.
+    whichever leaves less error in the whole tensor. Their codes are the nearest levels. Targets that do not look levels
+    up get the symmetric integers around 0 that their types hold.
 
     With ``balanced`` rounding, codes of 8 bits are chosen so that their errors cancel within each kernel and channel,
     which keeps the mean of the output where a bias correction can only approximate it, or cannot without data.
@@ -72,7 +74,7 @@ class ScaleWeights:
         pending = [t for t in state.plan.tensors.values() if t.role is Role.WEIGHT and t.spec is not None]
         done: list[TensorPlan] = []
         for number, tensor in enumerate(pending):
-            scaled = self._scaled(state, tensor, users[tensor.name])
+            scaled = self._scaled(state, tensor, users[tensor.name], looks_up_levels(context.target))
             balanced = self.rounding == "balanced"
             done.append(_balanced(scaled, *users[tensor.name][0]) if balanced else scaled)
             context.progress("scaling weights", number + 1, len(pending))
@@ -84,7 +86,7 @@ class ScaleWeights:
         )
         return PassResult(replace(state, plan=state.plan.with_tensors(*done)), report)
 
-    def _scaled(self, state: State, tensor: TensorPlan, uses: list[Use]) -> TensorPlan:
+    def _scaled(self, state: State, tensor: TensorPlan, uses: list[Use], any_level: bool) -> TensorPlan:
         node, index = uses[0]
         array = constant_of(node.inputs[index])
         spec = tensor.spec
@@ -96,7 +98,8 @@ class ScaleWeights:
         importance = self._importance(state, node, weight.shape, spec) if searched else None
         levels, reason = None, "clip search on the layer's output error" if searched else "largest magnitude"
         if spec.num_bits < BYTE_BITS:
-            scale, levels, reason = _few_levels(rows, importance, spec.num_bits)
+            choices = _level_choices(spec, any_level)
+            scale, levels, reason = _few_levels(rows, importance, choices)
         elif searched:
             scale = clip_search_scale(rows, importance, spec.code_range[1])
         else:
@@ -136,17 +139,22 @@ class ScaleWeights:
         return input_importance(shape, spec.axis, np.maximum(power, floor), groups)
 
 
+def _level_choices(spec: QuantSpec, any_level: bool) -> dict[str, Levels]:
+    """Return the levels to choose from for a weight of few bits, by what to call them."""
+    first, last = spec.code_range
+    if not any_level and last > 0:
+        return {"symmetric integers": np.arange(first, last + 1).astype(np.int8)}
+    return {"integers around 0": uniform_levels(spec.num_bits), "odd integers": even_levels(spec.num_bits)}
+
+
 def _few_levels(
-    rows: NDArray[np.float32], importance: NDArray[np.float32] | None, num_bits: int
+    rows: NDArray[np.float32], importance: NDArray[np.float32] | None, choices: dict[str, Levels]
 ) -> tuple[NDArray[np.float32], Levels, str]:
-    """Return scales and levels of a weight below 8 bits, and why these."""
-    uniform, even = uniform_levels(num_bits), even_levels(num_bits)
-    first, second = (level_search_scale(rows, importance, levels) for levels in (uniform, even))
-    odd = float(second[1].sum()) < float(first[1].sum())
-    scale, levels = (second[0], even) if odd else (first[0], uniform)
+    """Return the scales and levels of a weight that leave the least error, and why these."""
+    found = {name: level_search_scale(rows, importance, levels) for name, levels in choices.items()}
+    kind = min(found, key=lambda name: float(found[name][1].sum()))
     weighted = "the layer's output error" if importance is not None else "the error of the weights"
-    kind = "odd integers" if odd else "integers around 0"
-    return scale, levels, f"{levels.size} levels, {kind}, and scales with the least of {weighted}"
+    return found[kind][0], choices[kind], f"levels: {kind}, with the scales that leave the least of {weighted}"
 
 
 def _scale_floor(state: State, uses: list[Use], channels: int) -> NDArray[np.float64]:

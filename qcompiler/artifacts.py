@@ -44,6 +44,7 @@ def write_artifact(name: str, model: Path) -> Path:
         raise QCompileError(f"no writer for the file '{name}'; a target may ask for {', '.join(WRITERS)}")
     writer = WRITERS[name]
     path = model.with_name(name)
+    path.unlink(missing_ok=True)  # of a result that repair has changed since; the QNN provider overwrites none
     command = [sys.executable, "-P", str(_RUNTIME / writer.script), str(model.with_name(writer.source)), str(path)]
     done = subprocess.run(command, capture_output=True, check=False, text=True)
     if done.returncode or not path.exists():

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from qcompiler.passes import EXACT
 from qcompiler.plan import CompressionPlan, Precision, QuantSpec
 from qcompiler.protocols import Target
 from qcompiler.records import Verdict
 from qcompiler.registry import make_pass
+from qcompiler.runtime.widths import looks_up_levels
 from qcompiler.state import Context, State
 
 SEPARATOR = ", "
@@ -27,9 +29,17 @@ def places_alike(decided: State, context: Context, other: Target) -> bool:
         context: of the compilation it was decided in; its target is the one that is compared with.
         other: another target.
     """
-    if other.lower_passes() != context.target.lower_passes():
+    if _writing(other) != _writing(context.target):
+        return False
+    few = any(t.levels is not None for t in decided.plan.tensors.values())
+    if few and looks_up_levels(other) != looks_up_levels(context.target):
         return False
     return _placement(decided, context) == _placement(decided, replace(context, target=other))
+
+
+def _writing(target: Target) -> list[str]:
+    """Return the lowering passes of a target that a search may see in a result: those that can change a value."""
+    return [name for name in target.lower_passes() if name not in EXACT]
 
 
 def with_shared_plan(verdict: Verdict, plan: CompressionPlan) -> Verdict:

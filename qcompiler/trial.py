@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from qcompiler.data import Dataset, Subset
 from qcompiler.errors import DataError, RuntimeUnavailable
+from qcompiler.passes import LOSSLESS
 from qcompiler.pipeline import Pipeline
 from qcompiler.protocols import Target
 from qcompiler.quant.grid import power_ratio_db
@@ -25,9 +26,6 @@ FINISHING: tuple[tuple[Fact, str], ...] = (
     (Fact.RANGES, "calibrate{method=mse}"),
 )
 """What is run, in order, for every fact that a state lacks."""
-
-LOSSLESS = frozenset({"pack-bits", "pack-constants"})
-"""Lowering passes that change no value: a trial does without."""
 
 SQUASHING = frozenset({"Softmax", "LogSoftmax", "Sigmoid"})
 

@@ -26,6 +26,7 @@ RULES: tuple[OpRule, ...] = (
     *(move_row(op) for op in ("MaxPool", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose", "Slice")),
     move_row("Gather"),
     move_row("Resize", "nearest"),
+    move_row("Pad", "constant zero"),
 )
 """What OpenVINO's CPU plugin was seen to read and write as integers, by the precisions of its execution graph."""
 
@@ -34,7 +35,6 @@ FLOAT_REASONS: dict[str, str] = {
     "LayerNormalization": "no integer kernel in OpenVINO's CPU plugin",
     "Gelu": "no integer kernel in OpenVINO's CPU plugin",
     "Mul": "OpenVINO multiplies in float, and its producers then write float",
-    "Pad": "OpenVINO pads in float where the grid's zero point is not 0",
 }
 DYNAMIC_REASON = "OpenVINO computes run-time activation scales, but then multiplies in float"
 

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
+from qcompiler.plan import QuantSpec
 from qcompiler.protocols import OpRule
-from qcompiler.runtime.ort_cpu import compute_row, light_row, move_row
+from qcompiler.runtime.ort_cpu import U8, compute_row, light_row, move_row
 from qcompiler.runtime.table_target import TableTarget
 
-RULES: tuple[OpRule, ...] = (
+U16 = QuantSpec(num_bits=16, signed=False)
+
+BYTE_RULES: tuple[OpRule, ...] = (
     compute_row("Conv", "Conv"),
     compute_row("Gemm", "Gemm"),
     compute_row("MatMul", "MatMul"),
@@ -28,6 +31,9 @@ RULES: tuple[OpRule, ...] = (
 )
 """What the provider was seen to run on quantized data without the processor's help, outputs quantized too."""
 
+RULES = tuple(replace(rule, activations=(U8, U16)) for rule in BYTE_RULES)
+"""The same, each with 16-bit activations, too."""
+
 FLOAT_REASONS: dict[str, str] = {
     "Softmax": "quantized Softmax loses small probabilities; the HTP computes it in 16-bit floats",
 }
@@ -35,12 +41,22 @@ FLOAT_REASONS: dict[str, str] = {
 
 @dataclass(frozen=True)
 class Qnn(TableTarget):
-    """8-bit QDQ in which the layers' outputs are quantized too, and the same as a context binary."""
+    """QDQ in which the layers' outputs are quantized too, and the same as a context binary.
+
+    Activations are u8 or u16, weights s8 or INT4, in every combination.
+    """
 
     name: ClassVar[str] = "qnn"
-    summary: ClassVar[str] = "Snapdragon HTP (ONNX Runtime QNN), u8 activations, s8 weights, static shapes"
+    summary: ClassVar[str] = "Snapdragon HTP (ONNX Runtime QNN), u8 or u16 activations, s8 or s4 weights, static shapes"
     runtime_name: ClassVar[str] = "qnn"
     table: ClassVar[tuple[OpRule, ...]] = RULES
+    weight_bits: ClassVar[frozenset[int]] = frozenset({4, 8})
+    activation_bits: ClassVar[frozenset[int]] = frozenset({8, 16})
+    lowering: ClassVar[tuple[str, ...]] = (
+        *("raise-opset", "insert-qdq", "insert-dynamic"),
+        *("pack-weights", "pack-constants", "store-int4"),
+    )
+    """No pad-codes: the provider wants a Pad between DequantizeLinear and QuantizeLinear."""
     float_reasons: ClassVar[Mapping[str, str]] = FLOAT_REASONS
     files: ClassVar[tuple[str, ...]] = ("model_ctx.onnx",)
     """The context binary loads on the device without compiling there."""

@@ -20,6 +20,7 @@ from tests.targets.operators import around
         ("Add", "arm", "openvino", True),
         ("Mul", "arm", "openvino", False),
         ("Gemm", "arm", "openvino", True),
+        ("Add", "arm", "qnn", True),
         ("Gemm", "arm", "qnn", False),
         ("Add", "arm", "tensorrt", False),
     ],

@@ -75,3 +75,18 @@ def folded(reference: NDArray[np.floating], terms: int) -> float:
             largest output; 4 covers the cancellation in networks of these tests.
     """
     return sum_rounding(terms, 4.0 * float(np.abs(reference).max(initial=1.0)))
+
+
+HTP_SUM_UNITS = 1024
+"""Units of (input scale * weight scale) by which the HTP's sums of 16-bit activations may be off.
+
+Observed, not derived: the simulator's sums miss the exact ones by up to about 500 units, with 8-bit and with 4-bit
+weights alike, as if the low 8 bits of partial sums were dropped. With 8-bit activations they are exact.
+"""
+
+SQNR_ROOM = 4.0
+"""Factor between the error power of an output and the sum of its grids' shares.
+
+The shares add up where the errors are independent and every layer passes signal and noise on alike. A rectifier may
+halve the power of the signal and not that of the noise, and pooling averages signals of mean 0 away like noise: 6 dB.
+"""

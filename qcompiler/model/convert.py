@@ -22,6 +22,8 @@ _TOLERANCE = 1e-5
 _SIZE_LIMIT_BYTES = 2**30
 _IR_VERSION = 8
 """The IR version that belongs to opset 17 (and reads 13)."""
+_NARROW_OPSET, _NARROW_IR_VERSION = 21, 10
+"""INT4 begins with these two."""
 
 
 def convert_opset(model: ir.Model, original: Path) -> tuple[ir.Model, str]:
@@ -46,6 +48,16 @@ def convert_opset(model: ir.Model, original: Path) -> tuple[ir.Model, str]:
     return model, f"{stays}: {reason}"
 
 
+def at_opset(model: ir.Model, opset: int) -> tuple[ir.Model, str]:
+    """Return a copy of a model at a newer opset and "", or the model itself and why it could not be converted.
+
+    Nodes that the conversion only carries over keep their names. Nothing is run.
+    """
+    candidate = edit.clone(model)
+    reason = _convert(candidate, opset)
+    return (model, reason) if reason else (candidate, "")
+
+
 def _convert(model: ir.Model, target: int) -> str:
     """Convert in place; return "" or why it failed."""
     from onnxscript.version_converter import ConvertVersionPass
@@ -59,7 +71,7 @@ def _convert(model: ir.Model, target: int) -> str:
     if model.opset_imports.get("") != target:
         return f"the converter knows no way to opset {target}"
     _carry_metadata(before, model)
-    model.ir_version = max(model.ir_version, _IR_VERSION)
+    model.ir_version = max(model.ir_version, _IR_VERSION if target < _NARROW_OPSET else _NARROW_IR_VERSION)
     return ""
 
 

@@ -47,6 +47,8 @@ def _part(tensor: onnx.TensorProto, uses: _Uses, types: Mapping[str, int], maker
     users = uses.get(tensor.name, [])
     positions = {(node.op_type, index) for node, index in users}
     if tensor.data_type == onnx.TensorProto.INT8:
+        if users and all(node.op_type == "Gather" and node.input[1] in makers for node, _ in users):
+            return PACKED  # the levels that numbers stand for
         return SCALES if positions and all(index == 2 for _, index in positions) else WHOLE
     if tensor.data_type == onnx.TensorProto.UINT8 and _is_looked_up(tensor.name, uses, types):
         return PACKED

@@ -10,10 +10,10 @@ from qcompiler.plan import Precision, QuantSpec
 from qcompiler.protocols import OpRule, Refusal
 from qcompiler.runtime.ort_cpu import FLOAT_REASONS, find_rule
 
-QDQ_LOWERING = ("insert-qdq", "insert-dynamic", "pack-weights", "pack-constants")
+QDQ_LOWERING = ("insert-qdq", "pad-codes", "insert-dynamic", "pack-weights", "pack-constants")
 """The passes that write a plan as a QDQ graph."""
 PACKED_LOWERING = (*QDQ_LOWERING, "pack-bits")
-"""The same for ONNX Runtime, which computes what follows from constants when it loads a session."""
+"""The same with weights packed: ONNX Runtime computes what follows from constants when it loads a session."""
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from qcompiler.plan import CompressionPlan
 from qcompiler.state import Context, State
 from tests.compiling import PLANNING, context, run_passes, samples, start
 from tests.models import FLOAT, build, conv_net, token_net
+from tests.targets.operators import around
 
 BEFORE_LOWERING = ("fold-batch-norm", *PLANNING, "correct-bias")
 
@@ -31,15 +32,15 @@ BEFORE: dict[str, tuple[str, ...]] = {
     "calibrate": ("fold-batch-norm", "place", "observe", "scale-weights"),
     "correct-bias": ("fold-batch-norm", *PLANNING),
     "insert-qdq": BEFORE_LOWERING,
+    "pad-codes": (*BEFORE_LOWERING, "insert-qdq"),
+    "raise-opset": BEFORE_LOWERING,
+    "store-int4": (*BEFORE_LOWERING, "raise-opset", "insert-qdq"),
     "insert-dynamic": BEFORE_LOWERING,
     "pack-weights": BEFORE_LOWERING,
     "pack-bits": (*BEFORE_LOWERING, "insert-qdq"),
     "pack-constants": BEFORE_LOWERING,
 }
 """Pass -> what has run before it."""
-
-BITS = {"pack-bits": "W4A8"}
-"""Pass -> widths that it needs to find something to do; W8A8 for all others."""
 
 
 def half_net() -> onnx.ModelProto:
@@ -94,8 +95,13 @@ MODELS: dict[str, Callable[[], onnx.ModelProto]] = {
     "pack-weights": token_net,
     "pack-bits": lambda: conv_net(channels=32),
     "pack-constants": table_net,
+    "pad-codes": lambda: around("Pad"),
 }
 """Pass -> a model in which it finds something to do; all others take ``conv_net``."""
+
+
+FOR = {"raise-opset": ("qnn", "W8A16"), "store-int4": ("qnn", "W4A8"), "pack-bits": ("x86", "W4A8")}
+"""Pass -> the target that wants it, and the widths that do; all others are tried for ``x86``."""
 
 
 def before(name: str) -> tuple[State, Context]:
@@ -103,7 +109,8 @@ def before(name: str) -> tuple[State, Context]:
     proto = MODELS.get(name, lambda: conv_net(channels=16))()
     state = start(proto)
     data = samples(state.model, free=3)
-    where = context("x86", data, bits=BITS.get(name, "W8A8"))
+    target, bits = FOR.get(name, ("x86", "W8A8"))
+    where = context(target, data, bits=bits)
     return run_passes(state, where, *BEFORE[name]), where
 
 

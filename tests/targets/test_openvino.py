@@ -12,7 +12,7 @@ from qcompiler.plan import Precision
 from qcompiler.recipe import Floors, MatchRule, Recipe
 from qcompiler.registry import load_target
 from qcompiler.runtime.available import is_installed
-from tests.compiling import compiled, outputs, planned, samples, serialized, start
+from tests.compiling import compiled, lowered, outputs, planned, samples, serialized, start
 from tests.models import conv_net, save
 from tests.targets.operators import AFTER, BEFORE, OPERATOR, around
 
@@ -52,10 +52,9 @@ def test_every_row_runs_in_integers(opened, operator):
     assert np.abs(expected - answered).max() <= 0.03 * np.abs(expected).max()
 
 
-@pytest.mark.parametrize("operator", ["Mul", "Pad"])
-def test_what_was_left_out_of_the_table_runs_in_float(opened, operator):
-    """x86's table takes these two; OpenVINO reads such a file and computes them in float."""
-    found = layers(opened(onnx.load_from_string(serialized(compiled(around(operator), target="x86")))))
+def test_what_was_left_out_of_the_table_runs_in_float(opened):
+    """x86's table takes a Mul; OpenVINO reads such a file and computes it in float."""
+    found = layers(opened(onnx.load_from_string(serialized(compiled(around("Mul"), target="x86")))))
     assert not found[OPERATOR][1], found
     assert found.get(AFTER, found.get(f"{AFTER}/WithoutBiases"))[1]
 
@@ -83,6 +82,31 @@ def test_run_time_scales_would_multiply_in_float(opened):
     assert [integer for _, op, integer in found if op == "FullyConnected"] == [False]
     state, _ = planned(model, target="openvino", rules=(rule,), passes=("place",))
     assert state.plan.nodes[OPERATOR].precision is not Precision.DYNAMIC
+
+
+@pytest.mark.parametrize(
+    ("channels_last", "scale", "integer"),
+    [
+        (True, np.float32(1), False),
+        (True, np.nextafter(np.float32(1), np.float32(2)), True),
+        (False, np.float32(1), True),
+    ],
+)
+def test_pixels_behind_a_transpose_run_in_float(opened, channels_last, scale, integer):
+    """What docs/targets.md says of a grid of scale 1 and zero point 0."""
+    state, where = planned(around("Conv"), target="openvino")
+    entry = state.plan.tensors["x"]
+    grid = replace(entry, scale=np.asarray(scale, np.float32), zero_point=np.asarray(0, np.int32))
+    state = replace(state, plan=state.plan.with_tensors(grid))
+    model = onnx.load_from_string(serialized(lowered(state, where).model))
+    if channels_last:
+        (quantize,) = [n for n in model.graph.node if n.input[0] == "x"]
+        quantize.input[0] = "turned"
+        model.graph.node.insert(0, onnx.helper.make_node("Transpose", ["x"], ["turned"], perm=[0, 3, 1, 2]))
+        for dim, size in zip(model.graph.input[0].type.tensor_type.shape.dim, (1, 16, 16, 8), strict=True):
+            dim.dim_value = size
+    convolutions = [runs for names, op, runs in opened(model).layers() if op == "Convolution" and BEFORE in names[0]]
+    assert convolutions == [integer]
 
 
 def test_a_compilation_runs_in_openvino(tmp_path):

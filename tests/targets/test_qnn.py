@@ -29,9 +29,10 @@ def opened(tmp_path):
     return open_model
 
 
+@pytest.mark.parametrize("bits", ["W8A8", "W8A16", "W4A8", "W4A16"])
 @pytest.mark.parametrize("operator", [rule.op_type for rule in RULES])
-def test_every_row_runs_on_the_htp_in_integers(opened, operator):
-    model = onnx.load_from_string(serialized(compiled(around(operator), target="qnn")))
+def test_every_row_runs_on_the_htp_in_integers(opened, operator, bits):
+    model = onnx.load_from_string(serialized(compiled(around(operator), target="qnn", bits=bits)))
     session = opened(model)
     integer = {names[0]: runs for names, _, runs in session.layers()}
     assert integer[BEFORE]

@@ -31,6 +31,8 @@ FLOAT_TOLERANCE = 1e-5
 """Float parts are computed in another order on another processor."""
 REQUANTIZED_DB = 40.0
 """Where such a difference decides how a value is rounded to an integer, one step of a grid remains of it."""
+MOBILE = "mobile"
+"""What a job calls ``model.ort``, the form of the result for mobile builds."""
 _REQUANTIZING = frozenset({"DynamicQuantizeLinear", "DynamicQuantizeMatMul", "DynamicQuantizeLSTM", "MatMulNBits"})
 
 
@@ -81,7 +83,7 @@ def verify_emulated(verdict: Verdict, inputs: EmulationInputs, emulator: Emulato
         RuntimeUnavailable: the original does not run on a board, or the emulation fails by itself.
     """
     boards = boards_for(inputs.target)
-    failures = []
+    failures, mobile = [], ""
     with tempfile.TemporaryDirectory(prefix="qcompile-emulation-") as name:
         folder = Path(name)
         count = write_samples(Subset(inputs.samples, tuple(range(min(SAMPLES, len(inputs.samples))))), folder)
@@ -90,13 +92,19 @@ def verify_emulated(verdict: Verdict, inputs: EmulationInputs, emulator: Emulato
         for board in boards:
             findings = _run(board, inputs, emulator, folder, count)
             if findings.failure:
-                failures.append(f"the result does not run on the emulated {board.name}: {findings.failure}")
+                what = "model.ort" if findings.culprit == MOBILE else "the result"
+                failures.append(f"{what} does not run on the emulated {board.name}: {findings.failure}")
                 continue
             runs.append(_emulated_run(board, findings.models, inputs, here, folder))
+            if MOBILE in findings.models:
+                problem, mobile = _mobile_difference(board, runs[-1], folder)
+                failures += [problem] if problem else []
     runs = [replace(run, versions=dict(emulator.versions)) for run in runs]
     failures += [problem for run in runs for problem in _differences(run)]
     ran = f"{verdict.executed_on}; emulated: {', '.join(board.name for board in boards)}"
-    return replace(verdict, emulated=tuple(runs), executed_on=ran, failure=verdict.failure or "; ".join(failures))
+    notes = (*verdict.notes, mobile) if mobile and not failures else verdict.notes
+    failure = verdict.failure or "; ".join(failures)
+    return replace(verdict, emulated=tuple(runs), executed_on=ran, failure=failure, notes=notes)
 
 
 def _outputs_here(result: Path, folder: Path, count: int) -> dict[str, list[NDArray[np.generic]]]:
@@ -118,13 +126,12 @@ def _read_outputs(folder: Path, prefix: str, count: int) -> dict[str, list[NDArr
 
 
 def _run(board: Board, inputs: EmulationInputs, emulator: Emulator, folder: Path, count: int) -> EmulatedFindings:
-    job = EmulatedJob(
-        models={"original": inputs.original, "result": inputs.result},
-        counts={"original": 1, "result": count},
-        samples=folder,
-    )
-    findings = run_emulated(emulator, board, job)
-    if findings.failure and findings.culprit != "result":
+    models, counts = {"original": inputs.original, "result": inputs.result}, {"original": 1, "result": count}
+    mobile = inputs.result.with_suffix(".ort")
+    if mobile.exists():
+        models[MOBILE], counts[MOBILE] = mobile, count
+    findings = run_emulated(emulator, board, EmulatedJob(models=models, counts=counts, samples=folder))
+    if findings.failure and findings.culprit not in ("result", MOBILE):
         what = "the original" if findings.culprit == "original" else "ONNX Runtime"
         raise RuntimeUnavailable(f"{what} does not run on the emulated {board.name}: {findings.failure}")
     return findings
@@ -157,6 +164,23 @@ def _emulated_run(
             if model.nodes_unavailable
         ),
     )
+
+
+def _mobile_difference(board: Board, run: EmulatedRun, folder: Path) -> tuple[str, str]:
+    """Return how ``model.ort`` differs from ``model.onnx`` on a board, "" if it does not, and what to note of it.
+
+    Where the result is integers only, both files hold the same integers: nothing but equal bits will do.
+    """
+    plain, mobile = (_read_outputs(folder, f"{board.name}-{kind}", run.samples) for kind in ("result", MOBILE))
+    loose = any(output.agreement == "requantized float" for output in run.outputs)
+    compared = [_compare(name, plain[name], mobile[name], requantizes=loose) for name in plain]
+    exact = all(output.agreement == "identical" for output in run.outputs)
+    for output in compared:
+        if output.agreement == "differs" or (exact and output.agreement != "identical"):
+            share = f"{100 * output.max_relative:.3g} % of its largest value"
+            return f"output '{output.name}' of model.ort on the emulated {board.name} differs by {share}", ""
+    same = "the same bits" if all(output.agreement == "identical" for output in compared) else "the same outputs"
+    return "", f"model.ort runs on the emulated boards and gives {same} as model.onnx there"
 
 
 def _spread(model: CountedModel) -> float:

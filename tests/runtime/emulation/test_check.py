@@ -103,6 +103,57 @@ def test_how_much_may_differ(factor, operators, agreement, inputs, monkeypatch):
     assert found.emulated[0].float_nodes == (("fc",) if operators is MIXED else ())
 
 
+@pytest.fixture
+def mobile(inputs, monkeypatch):
+    """Give a function that puts a ``model.ort`` beside the result, which answers on every board as it is told."""
+    inputs.result.with_suffix(".ort").write_bytes(b"never read")
+
+    def answer(change=lambda y: y, result=lambda y: y):
+        jobs = []
+
+        def run(emulator, board, job):
+            jobs.append(job)
+            for kind, changed in (("result", result), ("mobile", change)):
+                for index in range(job.counts[kind]):
+                    with np.load(job.samples / f"{index:05d}.npz") as sample:
+                        np.savez(job.samples / f"{board.name}-{kind}-{index:05d}.npz", y=changed(sample["x"]))
+            return EmulatedFindings(models={kind: model(1000) for kind in job.models})
+
+        monkeypatch.setattr(check, "run_emulated", run)
+        return jobs
+
+    return answer
+
+
+def test_the_mobile_form_runs_on_the_boards_too(inputs, mobile):
+    jobs = mobile()
+    found = check.verify_emulated(verdict(), inputs, EMULATOR)
+    assert jobs[0].counts == {"original": 1, "result": 4, "mobile": 4}
+    assert jobs[0].models["mobile"].name == "model.ort"
+    assert found.failure == ""
+    assert found.notes == ("model.ort runs on the emulated boards and gives the same bits as model.onnx there",)
+
+
+def test_a_last_bit_of_the_mobile_form_fails_where_all_else_is_exact(inputs, mobile):
+    mobile(lambda y: y * np.float32(1 + 4e-6))
+    found = check.verify_emulated(verdict(), inputs, EMULATOR)
+    assert found.failure.startswith("output 'y' of model.ort on the emulated cortex-a76 differs by 0.0004")
+    assert found.notes == ()
+    mobile(lambda y: y * np.float32(1 + 4e-6), lambda y: y * np.float32(1 + 2e-6))
+    found = check.verify_emulated(verdict(), inputs, EMULATOR)
+    assert found.failure == ""
+    assert "the same outputs as" in found.notes[0]
+    mobile(lambda y: y * np.float32(1.01), lambda y: y * np.float32(1 + 2e-6))
+    assert "of model.ort" in check.verify_emulated(verdict(), inputs, EMULATOR).failure
+
+
+def test_a_mobile_form_that_does_not_run_on_a_board_is_a_failure(inputs, mobile, monkeypatch):
+    broken = EmulatedFindings(failure="no kernel for QGemm", culprit="mobile")
+    monkeypatch.setattr(check, "run_emulated", lambda *_: broken)
+    found = check.verify_emulated(verdict(), inputs, EMULATOR)
+    assert found.failure.startswith("model.ort does not run on the emulated cortex-a76: no kernel for QGemm")
+
+
 def test_another_shape_or_type_differs(inputs, monkeypatch):
     boards_answer(monkeypatch, lambda y: y.astype(np.float64))
     assert "differs" in check.verify_emulated(verdict(), inputs, EMULATOR).failure

@@ -61,6 +61,8 @@ def runs(emulator, tmp_path_factory):
     recipe = Recipe(targets=("arm:cortex-a76",), data=str(folder / "data.npz"), effort=0, verify="emulate")
     (result,) = compile_model(folder / "model.onnx", recipe=recipe, out=folder / "out")
     assert result.report.verdict.failure == ""
+    said = "model.ort runs on the emulated boards and gives the same bits as model.onnx there"
+    assert said in result.report.verdict.notes
     return {run.board: run for run in result.report.verdict.emulated}
 
 
