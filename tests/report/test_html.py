@@ -220,3 +220,12 @@ def test_embed_escapes_what_ends_a_script():
     text = html.embed({"a": "</script><!--&\u2028\u2029"})
     assert json.loads(text) == {"a": "</script><!--&\u2028\u2029"}
     assert text == '{"a":"\\u003c/script\\u003e\\u003c!--\\u0026\\u2028\\u2029"}'
+
+
+def test_what_the_bytes_are_and_what_loading_takes():
+    page = " ".join(Page(html.render_html(make_report())).words)
+    text = " ".join(page.split())
+    assert "weights below 8 bits 1.15 MB, graph 100 kB, scales 51.6 kB" in text
+    assert "24.0 -> 79.2 ms (3.30x)" in text
+    assert "Load memory : 35.2 MB" in text or "Load memory: 35.2 MB" in text
+    assert "#storage" in {a.get("href") for a in Page(html.render_html(make_report())).all("a")}
