@@ -14,13 +14,24 @@ from qcompiler.model.edit import constant_of
 from qcompiler.plan import Precision, QuantSpec, Role, TensorPlan
 from qcompiler.protocols import PassKind, PassResult
 from qcompiler.quant.grid import dequantize, power_ratio_db, quantize
+from qcompiler.quant.levels import Levels, even_levels, quantize_to_levels, uniform_levels
 from qcompiler.quant.rounding import balanced_codes
-from qcompiler.quant.weights import absmax_scale, as_rows, bias_floor, clip_search_scale, input_importance
+from qcompiler.quant.weights import (
+    absmax_scale,
+    as_rows,
+    bias_floor,
+    clip_search_scale,
+    input_importance,
+    level_search_scale,
+)
 from qcompiler.records import Metric, PassReport
+from qcompiler.runtime.widths import looks_up_levels
 from qcompiler.state import Context, Fact, State
 
 LARGE = 1 << 22
 """Weights above this size get the plain scale, so that time and memory stay bounded."""
+
+BYTE_BITS = 8
 
 Use = tuple[ir.Node, int]
 """A node, and which of its inputs the weight is."""
@@ -33,8 +44,12 @@ class ScaleWeights:
     With ``search`` each channel's clip ratio minimizes the squared error of the layer's output, weighing every
     weight by the mean square of the input it multiplies (observed; all alike without statistics).
 
-    With ``balanced`` rounding, codes are chosen so that their errors cancel within each kernel and channel, which
-    keeps the mean of the output where a bias correction can only approximate it, or cannot without data.
+    Weights of fewer than 8 bits always get a search, of the scale and of the levels: integers around 0 or odd ones,
+    whichever leaves less error in the whole tensor. Their codes are the nearest levels. Targets that do not look levels
+    up get the symmetric integers around 0 that their types hold.
+
+    With ``balanced`` rounding, codes of 8 bits are chosen so that their errors cancel within each kernel and channel,
+    which keeps the mean of the output where a bias correction can only approximate it, or cannot without data.
 
     Attributes:
         search: search the clip; False covers the largest magnitude.
@@ -59,7 +74,7 @@ class ScaleWeights:
         pending = [t for t in state.plan.tensors.values() if t.role is Role.WEIGHT and t.spec is not None]
         done: list[TensorPlan] = []
         for number, tensor in enumerate(pending):
-            scaled = self._scaled(state, tensor, users[tensor.name])
+            scaled = self._scaled(state, tensor, users[tensor.name], looks_up_levels(context.target))
             balanced = self.rounding == "balanced"
             done.append(_balanced(scaled, *users[tensor.name][0]) if balanced else scaled)
             context.progress("scaling weights", number + 1, len(pending))
@@ -71,7 +86,7 @@ class ScaleWeights:
         )
         return PassResult(replace(state, plan=state.plan.with_tensors(*done)), report)
 
-    def _scaled(self, state: State, tensor: TensorPlan, uses: list[Use]) -> TensorPlan:
+    def _scaled(self, state: State, tensor: TensorPlan, uses: list[Use], any_level: bool) -> TensorPlan:
         node, index = uses[0]
         array = constant_of(node.inputs[index])
         spec = tensor.spec
@@ -79,24 +94,29 @@ class ScaleWeights:
             return tensor
         weight = np.asarray(array, np.float32)
         rows = weight.reshape(1, -1) if spec.axis is None else as_rows(weight, spec.axis)
-        top = spec.code_range[1]
-        searched = self.search and weight.size <= LARGE
-        if searched:
-            scale = clip_search_scale(rows, self._importance(state, node, weight.shape, spec), top)
+        searched = weight.size <= LARGE and (self.search or spec.num_bits < BYTE_BITS)
+        importance = self._importance(state, node, weight.shape, spec) if searched else None
+        levels, reason = None, "clip search on the layer's output error" if searched else "largest magnitude"
+        if spec.num_bits < BYTE_BITS:
+            choices = _level_choices(spec, any_level)
+            scale, levels, reason = _few_levels(rows, importance, choices)
+        elif searched:
+            scale = clip_search_scale(rows, importance, spec.code_range[1])
         else:
-            scale = absmax_scale(rows, top)
-        reason = "clip search on the layer's output error" if searched else "largest magnitude"
+            scale = absmax_scale(rows, spec.code_range[1])
         floor = _scale_floor(state, uses, scale.size)
         if (scale < floor).any():
             scale = np.maximum(scale, floor).astype(np.float32)
             reason += ", raised where the bias would not fit in 32 bits"
         scale = scale if spec.axis is not None else scale.reshape(())
+        first, last = spec.code_range if levels is None else (int(levels[0]), int(levels[-1]))
         return replace(
             tensor,
             scale=scale,
             zero_point=np.zeros(scale.shape, np.int32),
-            clip=(-float(scale.max()) * top, float(scale.max()) * top),
-            error_db=weight_error_db(weight, scale, spec) if weight.size <= LARGE else None,
+            levels=levels,
+            clip=(float(scale.max()) * first, float(scale.max()) * last),
+            error_db=weight_error_db(weight, scale, spec, levels) if weight.size <= LARGE else None,
             reason=reason,
             decided_by=(*tensor.decided_by, self.name),
         )
@@ -117,6 +137,24 @@ class ScaleWeights:
         # A channel that was never active on the samples still keeps a little weight.
         floor = 1e-3 * float(power.mean()) + 1e-30
         return input_importance(shape, spec.axis, np.maximum(power, floor), groups)
+
+
+def _level_choices(spec: QuantSpec, any_level: bool) -> dict[str, Levels]:
+    """Return the levels to choose from for a weight of few bits, by what to call them."""
+    first, last = spec.code_range
+    if not any_level and last > 0:
+        return {"symmetric integers": np.arange(first, last + 1).astype(np.int8)}
+    return {"integers around 0": uniform_levels(spec.num_bits), "odd integers": even_levels(spec.num_bits)}
+
+
+def _few_levels(
+    rows: NDArray[np.float32], importance: NDArray[np.float32] | None, choices: dict[str, Levels]
+) -> tuple[NDArray[np.float32], Levels, str]:
+    """Return the scales and levels of a weight that leave the least error, and why these."""
+    found = {name: level_search_scale(rows, importance, levels) for name, levels in choices.items()}
+    kind = min(found, key=lambda name: float(found[name][1].sum()))
+    weighted = "the layer's output error" if importance is not None else "the error of the weights"
+    return found[kind][0], choices[kind], f"levels: {kind}, with the scales that leave the least of {weighted}"
 
 
 def _scale_floor(state: State, uses: list[Use], channels: int) -> NDArray[np.float64]:
@@ -140,6 +178,8 @@ def _scale_floor(state: State, uses: list[Use], channels: int) -> NDArray[np.flo
 def _balanced(tensor: TensorPlan, node: ir.Node, index: int) -> TensorPlan:
     """Return the entry of a Conv's or Gemm's weight with codes whose errors cancel."""
     array, spec, scale = constant_of(node.inputs[index]), tensor.spec, tensor.scale
+    if tensor.levels is not None:
+        return tensor  # the errors of few levels are no longer small against a code
     if array is None or spec is None or scale is None or array.size > LARGE or spec.axis is None:
         return tensor
     if node.op_type not in ("Conv", "Gemm"):
@@ -152,10 +192,14 @@ def _balanced(tensor: TensorPlan, node: ir.Node, index: int) -> TensorPlan:
     return replace(tensor, codes=codes, reason=f"{tensor.reason}; rounding errors cancel per kernel and channel")
 
 
-def weight_error_db(weight: NDArray[np.float32], scale: NDArray[np.float32], spec: QuantSpec) -> float | None:
-    """Return the SQNR of a weight on its grid, in dB; None if the grid holds it exactly."""
+def weight_error_db(
+    weight: NDArray[np.float32], scale: NDArray[np.float32], spec: QuantSpec, levels: Levels | None = None
+) -> float | None:
+    """Return the SQNR of a weight on its grid, or on some levels of it, in dB; None if they hold it exactly."""
     zero = np.zeros(scale.shape, np.int32)
-    codes = quantize(weight, scale, zero, spec.code_range, spec.axis)
+    codes: NDArray[np.integer] = quantize(weight, scale, zero, spec.code_range, spec.axis)
+    if levels is not None:
+        codes = quantize_to_levels(weight, scale, levels, spec.axis)
     error = weight - dequantize(codes, scale, zero, spec.axis)
     signal, noise = (float(np.square(a, dtype=np.float64).sum()) for a in (weight, error))
     return power_ratio_db(signal, noise)

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import onnx_ir as ir
 
+from qcompiler.codec.bits import packed_bytes
 from qcompiler.model.weights import (
     TOO_SMALL,
     channel_axis_of,
@@ -115,7 +116,7 @@ def _bytes(node: ir.Node, plan: CompressionPlan, counted: set[str]) -> tuple[int
         if entry is None or entry.spec is None or entry.scale is None:
             after += size
         else:
-            after += value.const_value.size * entry.spec.num_bits // 8 + entry.scale.nbytes
+            after += packed_bytes(value.const_value.size, entry.spec.num_bits) + entry.scale.nbytes
     return before, after
 
 

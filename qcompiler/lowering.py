@@ -46,6 +46,22 @@ def lazy_codes(value: ir.Value, entry: TensorPlan) -> Callable[[], ir.TensorProt
     return compute
 
 
+_CODES_OF = "codes of"
+"""Key under which a constant names the planned weight whose codes it holds; not written to files."""
+
+
+def add_codes(graph: ir.Graph, name: str, tensor: ir.TensorProtocol, entry: TensorPlan) -> ir.Value:
+    """Add a weight's int8 codes to a graph as a constant that ``weight_of`` knows, and return its value."""
+    value = add_initializer(graph, name, tensor)
+    value.meta[_CODES_OF] = entry.name
+    return value
+
+
+def weight_of(value: ir.Value) -> str:
+    """Return the name of the planned weight whose int8 codes a constant holds, "" for any other value."""
+    return str(value.meta.get(_CODES_OF, ""))
+
+
 def correct_bias(graph: ir.Graph, node: ir.Node, plan: CompressionPlan, taken: set[str]) -> None:
     """Add the planned correction to a node's bias, which it may not have had; none is planned for most nodes."""
     entry = plan.tensors.get(f"{node.name}:bias")
@@ -80,6 +96,9 @@ def alignable(model: ir.Model, plan: CompressionPlan) -> dict[str, int]:
         weight, groups = node.inputs[1], node.attributes.get("group")
         if weight is None or weight.const_value is None or (groups is not None and groups.as_int() != 1):
             continue
+        entry = plan.tensors.get(weight.name or "")
+        if entry is not None and entry.levels is not None:
+            continue  # packed weights have no room for channels of zeros
         written, channels = weight.const_value.shape.numpy()[:2]
         if channels % CHANNEL_MULTIPLE and written >= OUTPUT_CHANNELS:
             found[node.name or ""] = -(-channels // CHANNEL_MULTIPLE) * CHANNEL_MULTIPLE

@@ -124,6 +124,16 @@ class IntegerShare:
     integer_macs: int
     float_nodes: tuple[str, ...] = ()
     runtime_ops: Mapping[str, int] = field(default_factory=dict)
+    unfolded: tuple[str, ...] = ()
+    """Nodes that only unpack stored weights, and that the runtime left in its graph, so that every run repeats them."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SessionLoad:
+    """Loading one model in a process of its own: milliseconds of the fastest, and memory above the runtime's own."""
+
+    ms: float
+    peak_bytes: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -231,6 +241,10 @@ class Verdict:
     latency: LatencyComparison | None = None
     latency_unavailable: str = ""
     memory_bytes: Mapping[str, int] = field(default_factory=dict)
+    loads: Mapping[str, SessionLoad] = field(default_factory=dict)
+    """"original" and "result" -> what it takes to load it; empty where that was not measured."""
+    stored_bytes: Mapping[str, int] = field(default_factory=dict)
+    """What the bytes of the model are spent on -> bytes, the largest part first."""
     executed_on: str = ""
     notes: tuple[str, ...] = ()
     failure: str = ""

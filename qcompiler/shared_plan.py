@@ -12,6 +12,7 @@ from qcompiler.recipe import Recipe
 from qcompiler.records import Verdict
 from qcompiler.registry import make_pass
 from qcompiler.runtime.emulation.board import boards_for
+from qcompiler.runtime.widths import looks_up_levels
 from qcompiler.state import Context, State
 
 SEPARATOR = ", "
@@ -64,6 +65,9 @@ def places_alike(decided: State, context: Context, other: Target) -> bool:
     if any(placed_by(t, context.recipe) is not PlacedBy.TABLE for t in (context.target, other)):
         return False
     if _writing(other) != _writing(context.target):
+        return False
+    few = any(t.levels is not None for t in decided.plan.tensors.values())
+    if few and looks_up_levels(other) != looks_up_levels(context.target):
         return False
     return _placement(decided, context) == _placement(decided, replace(context, target=other))
 

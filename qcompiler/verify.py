@@ -36,13 +36,15 @@ from qcompiler.runtime.gate_process import (
 from qcompiler.runtime.layer_share import layer_share
 from qcompiler.runtime.machine import architecture
 from qcompiler.runtime.optimized import integer_share, node_times
+from qcompiler.runtime.storage import stored_bytes
 
 LATENCY_SECONDS = 0.8
 LATENCY_RETRIES = 2
 HOPELESS = 1.3
 """A ratio this far above the limit is no accident of one process."""
 COMPANION_SAMPLES = 8
-LARGER = 1.5
+LARGER = 1.1
+NAMED_NODES = 3
 COMPANION_DB = 60.0
 """The same integers give the same outputs; float parts may be fused in another order."""
 TOGETHER_BELOW_BYTES = 1 << 30
@@ -117,6 +119,8 @@ def verify(inputs: GateInputs, files: Mapping[str, int], result: Path) -> GateRe
             metric = compare_metric(inputs.metric, findings.outputs, inputs.classes, inputs.labels, saved)
         companions = {} if findings.failure else _companions(inputs, files, result, folder, count)
     verdict = _verdict(inputs, files, findings, share, outputs, metric)
+    model_bytes = sum(size for name, size in files.items() if name.startswith("model.onnx"))
+    verdict = replace(verdict, stored_bytes=stored_bytes(result, model_bytes))
     wrong = [f"{name} {problem}" for name, problem in companions.items() if problem]
     agree = tuple(_larger(files)) + tuple(
         f"{name} loads and gives the same outputs as {result.name}" for name, p in companions.items() if not p
@@ -149,7 +153,7 @@ def on_boards(gate: GateResult, inputs: GateInputs, result: Path, emulator: Emul
 def _run_together(
     inputs: GateInputs, result: Path, folder: Path, count: int
 ) -> tuple[GateFindings, IntegerShare | None, tuple[OutputComparison, ...]]:
-    stages = ("compare", "latency", "profile") if inputs.target.executes_here else ("compare",)
+    stages = ("loads", "compare", "latency", "profile") if inputs.target.executes_here else ("loads", "compare")
     foreign = inputs.target.runtime_name != "onnxruntime"
     job = GateJob(
         original=inputs.original,
@@ -201,8 +205,8 @@ def _larger(files: Mapping[str, int]) -> list[str]:
     """Return a note for every companion whose conversion lost what the model saved."""
     model = sum(size for name, size in files.items() if name.startswith("model.onnx"))
     return [
-        f"{name} is {size / max(model, 1):.1f} times as large as model.onnx: the runtime's converter decodes "
-        "weights that the model leaves for session load"
+        f"{name} has {size:,} bytes, model.onnx {model:,} ({size / max(model, 1):.1f} times): the runtime's converter "
+        "decodes weights that the model leaves for session load"
         for name, size in files.items()
         if name.endswith(".ort") and size > LARGER * model
     ]
@@ -240,7 +244,7 @@ def _run_in_turn(
             samples=folder,
             count=count,
             threads=inputs.threads,
-            stages=("outputs",),
+            stages=("loads", "outputs"),
             runtime=inputs.target.runtime_name if kind == "result" else "onnxruntime",
         )
         found.append(run_gate(job, folder))
@@ -260,6 +264,7 @@ def _run_in_turn(
         memory={**found[0].memory, **found[1].memory},
         title=found[1].title,
         seconds={**found[0].seconds, **found[1].seconds},
+        loads={**found[0].loads, **found[1].loads},
         loaded=True,
     )
     return _checked(merged), None, _outputs(inputs, merged)
@@ -300,11 +305,20 @@ def _verdict(
         latency=latency,
         latency_unavailable="" if latency is not None else _why_no_latency(inputs, findings),
         memory_bytes=findings.memory,
+        loads=findings.loads,
         executed_on=f"{findings.title} on {architecture()}{elsewhere}",
         notes=_notes(inputs, share),
-        failure=findings.failure,
+        failure=findings.failure or _left_packed(share),
     )
     return replace(verdict, floors=check_floors(_conditions(inputs, files), verdict))
+
+
+def _left_packed(share: IntegerShare | None) -> str:
+    """Return what is wrong where the runtime would unpack weights at every run, "" where it does so once."""
+    if share is None or not share.unfolded:
+        return ""
+    nodes = ", ".join(share.unfolded[:NAMED_NODES])
+    return f"the runtime unpacks weights at every run: {len(share.unfolded)} nodes are left in its graph ({nodes})"
 
 
 def _hardware(target: Target) -> str:

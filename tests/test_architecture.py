@@ -20,7 +20,7 @@ TIERS: tuple[frozenset[str], ...] = tuple(
     frozenset(names.split())
     for names in (
         "errors",
-        "budget counts quant",
+        "budget codec counts quant",
         "interrupts plan records recipe",
         "recipe_file state",
         "protocols",

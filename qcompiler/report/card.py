@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from qcompiler.plan import CompressionPlan
 from qcompiler.recipe import Recipe
 from qcompiler.records import DataFacts, ModelFacts, PassReport, Verdict
-from qcompiler.report.digest import integer_phrase, written_files
+from qcompiler.report.digest import integer_phrase, stored_phrase, written_files
 from qcompiler.report.plan_facts import PlanFacts, pass_text
 from qcompiler.report.words import bytes_text, count, printable
 
@@ -218,7 +218,8 @@ def _ratio(inputs: CardInputs) -> str:
     )
     files = ", ".join(f"{printable(k)} {bytes_text(v)}" for k, v in written_files(inputs.verdict).items())
     found = files or "no file was kept"
-    return f"{rule}; an .ort copy is listed apart. Original {bytes_text(inputs.model.file_bytes)}; {found}."
+    parts = f" The model's bytes: {stored_phrase(inputs.verdict)}." if inputs.verdict.stored_bytes else ""
+    return f"{rule}; an .ort copy is listed apart. Original {bytes_text(inputs.model.file_bytes)}; {found}.{parts}"
 
 
 def _search(inputs: CardInputs) -> str:

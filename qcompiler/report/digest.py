@@ -165,6 +165,24 @@ def integer_phrase(verdict: Verdict) -> str:
     return nodes if macs == "-" else f"{nodes} ({macs} of the multiply-accumulates)"
 
 
+def stored_phrase(verdict: Verdict) -> str:
+    """Return what the bytes of the model are spent on: ``weights below 8 bits 618.0 KB, ...``."""
+    return ", ".join(f"{part} {bytes_text(size)}" for part, size in verdict.stored_bytes.items() if size > 0)
+
+
+def load_phrases(verdict: Verdict) -> dict[str, str]:
+    """Return what loading the result takes against the original: "load" and "load memory", as far as measured."""
+    original, result = verdict.loads.get("original"), verdict.loads.get("result")
+    if original is None or result is None:
+        return {}
+    ratio = f" ({result.ms / original.ms:.2f}x)" if original.ms > 0 else ""
+    found = {"load": f"{original.ms:.1f} -> {result.ms:.1f} ms{ratio}, fastest of a few"}
+    if original.peak_bytes and result.peak_bytes:
+        peaks = f"{bytes_text(original.peak_bytes)} -> {bytes_text(result.peak_bytes)}"
+        found["load memory"] = f"{peaks} ({result.peak_bytes / original.peak_bytes:.2f}x, peak)"
+    return found
+
+
 def flips_phrase(metric: MetricComparison) -> str:
     """Return how many answers became wrong or right, or "" where that was not counted."""
     if metric.lost is None or metric.gained is None:

@@ -58,6 +58,9 @@ def to_document(report: CompileReport) -> dict[str, Any]:
         "passes": [_split_pass(entry) for entry in document["passes"]],
         "floors": [found for entry in verdict["floors"] if (found := _split_floor(entry))],
     }
+    loads = verdict.pop("loads")
+    if loads:
+        document["measured"]["loads"] = loads
     emulated = verdict.pop("emulated")
     if emulated:  # a key of its own, for who asked: reports without it are as they were
         document["measured"]["emulated"] = emulated
@@ -249,6 +252,7 @@ def _join_verdict(verdict: Mapping[str, Any], measured: Mapping[str, Any]) -> di
     joined["floors"] = floors
     for key in ("latency", "latency_unavailable", "memory_bytes"):
         joined[key] = measured[key]
+    joined["loads"] = measured.get("loads", {})
     joined["emulated"] = measured.get("emulated", [])
     return joined
 

@@ -178,6 +178,8 @@ def _verdict_parts(report: CompileReport) -> dict[str, Any]:
         "figures": digest.key_figures(report),
         "metric": digest.metric_phrase(metric) + digest.flips_phrase(metric) if metric else "",
         "integer": digest.integer_phrase(verdict),
+        "storage": digest.stored_phrase(verdict),
+        "load_phrases": digest.load_phrases(verdict),
         "float_groups": digest.float_groups(report),
     }
 
@@ -262,6 +264,7 @@ def _sections(report: CompileReport, skips: Sequence[tuple[str, Skip]]) -> list[
         "outputs": ("Outputs", True),
         "integers": ("Integers", True),
         "placement": ("Placement", cut.cut_facts(report) is not None),
+        "storage": ("Storage", bool(report.verdict.stored_bytes or report.verdict.loads)),
         "instructions": ("Instructions", bool(report.verdict.emulated)),
         "plots": ("Plots", bool(report.layers)),
         "layers": ("Layers", bool(report.layers)),

@@ -66,8 +66,11 @@ class PlanFacts:
 
     def weight_symmetry(self) -> str:
         """Return whether weight grids are symmetric, and their code ranges."""
-        specs = _specs(self._weights)
-        return f"{_symmetry(specs)}." if specs else NO_WEIGHTS
+        levels = Counter(_levels_text(t) for t in self._weights if t.levels is not None)
+        specs = _specs(t for t in self._weights if t.levels is None)
+        parts = [_symmetry(specs)] if specs else []
+        parts += [f"{text}: {count(n, 'tensor')}" for text, n in levels.most_common()]
+        return f"{'; '.join(parts)}." if parts else NO_WEIGHTS
 
     def weight_clipping(self) -> str:
         """Return which passes chose the ranges of the weights."""
@@ -267,6 +270,13 @@ def _symmetry(specs: Sequence[QuantSpec]) -> str:
         return f"{'Symmetric' if spec.symmetric else 'Asymmetric (with zero point)'}, codes {low}..{high}"
 
     return _counted(specs, describe)
+
+
+def _levels_text(tensor: TensorPlan) -> str:
+    """Return how many levels a weight of few bits has, and their ends."""
+    found = [] if tensor.levels is None else tensor.levels.tolist()
+    mirrored = found == [-level for level in reversed(found)]
+    return f"{'Symmetric' if mirrored else 'Asymmetric'}, {len(found)} levels {found[0]}..{found[-1]}"
 
 
 def _scales(tensors: Sequence[TensorPlan]) -> int:

@@ -101,6 +101,8 @@ def _print_figures(report: CompileReport, console: Console) -> None:
     heading(console, "Size and speed")
     rows = table("", "")
     add_row(rows, "file", _size_text(report))
+    if len(verdict.stored_bytes) > 1:
+        add_row(rows, "", digest.stored_phrase(verdict))
     files = digest.written_files(verdict)
     for name, size in files.items():
         if len(files) > 1:
@@ -115,6 +117,8 @@ def _print_figures(report: CompileReport, console: Console) -> None:
     if verdict.memory_bytes:
         peaks = ", ".join(f"{k} {words.bytes_text(v)}" for k, v in verdict.memory_bytes.items())
         add_row(rows, "memory", f"{peaks} (peak)")
+    for what, text in digest.load_phrases(verdict).items():
+        add_row(rows, what, text)
     if verdict.executed_on:
         add_row(rows, "executed", verdict.executed_on)
     show(console, rows)

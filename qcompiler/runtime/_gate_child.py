@@ -8,6 +8,7 @@ Runtime; the result runs in the runtime of its target.
 from __future__ import annotations
 
 import json
+import os
 import runpy
 import sys
 import time
@@ -28,6 +29,9 @@ PROFILE_SECONDS = 0.5
 BLOCK_SECONDS = 0.02
 MIN_BLOCKS = 5
 PAGE_BYTES = 4096
+LOADS = 3
+LOAD_SECONDS = 1.0
+"""Loading is repeated until so much time is spent, or ``LOADS`` times."""
 
 RUNTIMES = {"openvino": "_openvino_sessions.py", "qnn": "_qnn_sessions.py"}
 """Runtime of a target -> the script beside this one whose ``open_session`` opens a model in it.
@@ -277,6 +281,56 @@ def node_times(events: list[dict[str, Any]]) -> list[list[Any]]:
     return rows
 
 
+def status_bytes(key: str) -> int:
+    """Return a figure of this process's memory, such as VmHWM, the peak; 0 where the system does not tell."""
+    try:
+        lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{key}:")), 0)
+
+
+def load_once(path: str, job: dict[str, Any]) -> dict[str, Any] | None:
+    """Load a model in a copy of this process, and return what that took; None if it failed."""
+    reader, writer = os.pipe()
+    child = os.fork()
+    if not child:
+        try:
+            before, start = status_bytes("VmRSS"), time.perf_counter()
+            session = open_session(path, job)
+            seconds, peak = time.perf_counter() - start, status_bytes("VmHWM")
+            os.write(writer, json.dumps({"seconds": seconds, "peak": max(peak - before, 0)}).encode())
+            del session
+        finally:
+            os._exit(0)
+    os.close(writer)
+    with os.fdopen(reader, "rb") as pipe:
+        text = pipe.read()
+    os.waitpid(child, 0)
+    found: dict[str, Any] | None = json.loads(text) if text else None
+    return found
+
+
+def loads(job: dict[str, Any]) -> None:
+    """Report what loading each model takes: the fastest and the smallest of a few alternating attempts.
+
+    A fresh process has no memory that an earlier session left; a copy of this one costs no time to start.
+    """
+    if not hasattr(os, "fork"):
+        return
+    kinds = [kind for kind in ("original", "result") if job.get(kind)]
+    found: dict[str, list[dict[str, Any]]] = {kind: [] for kind in kinds}
+    deadline = time.perf_counter() + LOAD_SECONDS
+    for attempt in range(LOADS):
+        if attempt and time.perf_counter() > deadline:
+            break
+        for kind in kinds:
+            measured = load_once(job[kind], job)
+            found[kind] += [measured] if measured else []
+    best = {k: {key: min(one[key] for one in v) for key in ("seconds", "peak")} for k, v in found.items() if v}
+    say("loads", **best)
+
+
 def load(job: dict[str, Any]) -> dict[str, Any]:
     """Return the sessions of the models to compare, and report what they cost; each has run once."""
     sessions, memory, seconds = {}, {}, {}
@@ -305,7 +359,10 @@ def main() -> None:
     """Run the stages of the job in order."""
     job = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
     ort.set_default_logger_severity(4)
-    sessions, stages = load(job), set(job["stages"])
+    stages = set(job["stages"])
+    if "loads" in stages and job["runtime"] not in RUNTIMES:
+        loads(job)
+    sessions = load(job)
     if "compare" in stages:
         compare(sessions["original"], sessions["result"], job)
     for kind, session in sessions.items():

@@ -15,7 +15,7 @@ from qcompiler.data import Dataset
 from qcompiler.model.child import start_child, stop_child
 from qcompiler.model.probe import shorten
 from qcompiler.quant.grid import power_ratio_db
-from qcompiler.records import LatencyComparison, LatencyProfile, OutputComparison
+from qcompiler.records import LatencyComparison, LatencyProfile, OutputComparison, SessionLoad
 from qcompiler.runtime.machine import machine_name
 
 _CHILD = Path(__file__).with_name("_gate_child.py")
@@ -30,7 +30,7 @@ class GateJob:
         original / result: model files; None leaves one out.
         samples: folder of samples written by ``write_samples``.
         count: number of samples.
-        stages: of "compare", "outputs", "latency" and "profile", in this order.
+        stages: of "loads", "compare", "outputs", "latency" and "profile", in this order.
         latency_seconds: time for the latency stage.
         optimized: where to save the graph that really runs.
         save_outputs: file for the outputs of both models, for a user's metric.
@@ -93,6 +93,7 @@ class GateFindings:
     warmup: int = 0
     memory: dict[str, int] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
+    loads: dict[str, SessionLoad] = field(default_factory=dict)
     nodes: dict[str, list[ProfiledNode]] = field(default_factory=dict)
     """"original" and "result" -> every node of the runtime's graph."""
     runs: dict[str, RunTimes] = field(default_factory=dict)
@@ -171,6 +172,11 @@ def _read(text: str, code: int) -> GateFindings:
         warmup=int(stages.get("latency", {}).get("warmup", 0)),
         memory={k: int(v) for k, v in load.get("memory", {}).items()},
         seconds={k: float(v) for k, v in load.get("seconds", {}).items()},
+        loads={
+            k: SessionLoad(ms=float(v["seconds"]) * 1e3, peak_bytes=int(v["peak"]))
+            for k, v in stages.get("loads", {}).items()
+            if k != "stage"
+        },
         nodes={k: [ProfiledNode(*row) for row in v] for k, v in stages.get("profile", {}).get("nodes", {}).items()},
         runs={k: RunTimes(*row) for k, row in stages.get("profile", {}).get("runs", {}).items()},
         layers=tuple((tuple(n), op, bool(i)) for n, op, i in stages.get("layers", {}).get("layers", ())),

@@ -32,6 +32,8 @@ FLOAT_OPS = frozenset(
     {"Conv", "FusedConv", "ConvTranspose", "Gemm", "FusedGemm", "MatMul", "FusedMatMul", "LSTM", "GRU", "RNN"}
 )
 COMPUTE_OPS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul", "LSTM", "GRU", "RNN"})
+UNPACKING = frozenset({"Cast", "Concat", "Div", "Gather", "MatMul", "Mod", "Range", "Reshape", "Slice"})
+"""Operators that unpack stored weights, where all their inputs are constant."""
 _SUFFIXES = re.compile(
     r"(_integer|_token_\d+|_nchwc|_fused|_quant|/MatMulAddFusion|_DynamicQuantizeMatMul.*"
     r"|/WithoutBiases|/Dequantization\w+|/transpose_b|_original)$"
@@ -98,7 +100,8 @@ def integer_share(optimized: Path, planned: ir.Model) -> IntegerShare:
     integers: set[str] = set()
     floats: list[str] = []
     integer_nodes = 0
-    for node in _nodes(onnx.load(str(optimized), load_external_data=False).graph):
+    graph = onnx.load(str(optimized), load_external_data=False).graph
+    for node in _nodes(graph):
         counts[node.op_type] += 1
         origin = origins.find(node.name, *node.output)
         name = origin.name or "" if origin is not None else ""
@@ -114,7 +117,23 @@ def integer_share(optimized: Path, planned: ir.Model) -> IntegerShare:
         integer_macs=sum(macs[n] for n in integers if n in macs),
         float_nodes=tuple(sorted(set(floats))),
         runtime_ops=dict(sorted(counts.items())),
+        unfolded=tuple(_unfolded(graph)),
     )
+
+
+def _unfolded(graph: onnx.GraphProto) -> Iterator[str]:
+    """Yield the first output of every node that follows from stored bytes and other constants alone.
+
+    Unpacking is such a node, and the runtime should have computed it when it loaded the session.
+    """
+    constants = {t.name: t.data_type == onnx.TensorProto.UINT8 for t in graph.initializer}
+    for node in graph.node:
+        inputs = [constants.get(name) for name in node.input if name]
+        if inputs and None not in inputs and node.op_type in UNPACKING:
+            from_bytes = any(inputs)
+            constants |= dict.fromkeys(node.output, from_bytes)
+            if from_bytes:
+                yield node.output[0]
 
 
 def _nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:

@@ -32,6 +32,14 @@ def check_bits(target: Target, recipe: Recipe) -> None:
             raise UsageError(f'[match."{rule.pattern}"]: {why}')
 
 
+def looks_up_levels(target: Target) -> bool:
+    """Return whether weights of few bits may take any int8 values on a target, because it looks their levels up.
+
+    On others they are what their type of few bits holds: integers around 0.
+    """
+    return "pack-bits" in target.lower_passes()
+
+
 def unfit_activations(rule: OpRule, wanted: QuantSpec) -> str:
     """Return why a table row does not run activations of a grid, or ""; narrower codes are codes of a wider grid."""
     if not rule.activations or any(wanted.num_bits <= grid.num_bits for grid in rule.activations):

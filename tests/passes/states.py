@@ -41,6 +41,7 @@ BEFORE: dict[str, tuple[str, ...]] = {
     "store-int4": (*BEFORE_LOWERING, "raise-opset", "insert-qdq"),
     "insert-dynamic": BEFORE_LOWERING,
     "pack-weights": BEFORE_LOWERING,
+    "pack-bits": (*BEFORE_LOWERING, "insert-qdq"),
     "pack-constants": BEFORE_LOWERING,
 }
 """Pass -> what has run before it."""
@@ -96,13 +97,14 @@ MODELS: dict[str, Callable[[], onnx.ModelProto]] = {
     "equalize-channels": uneven_net,
     "insert-dynamic": token_net,
     "pack-weights": token_net,
+    "pack-bits": lambda: conv_net(channels=32),
     "pack-constants": table_net,
     "pad-codes": lambda: around("Pad"),
 }
 """Pass -> a model in which it finds something to do; all others take ``conv_net``."""
 
 
-FOR = {"raise-opset": ("qnn", "W8A16"), "store-int4": ("qnn", "W4A8")}
+FOR = {"raise-opset": ("qnn", "W8A16"), "store-int4": ("qnn", "W4A8"), "pack-bits": ("x86", "W4A8")}
 """Pass -> the target that wants it, and the widths that do; all others are tried for ``x86``."""
 
 

@@ -291,8 +291,8 @@ def test_widths_of_the_recipe_are_those_of_the_plan():
     ("target", "bits", "message"),
     [
         ("arm", "W8A16", r"target 'arm:cortex-a76' runs no 16-bit activations; it runs 4 and 8\. Use --bits W8A8 or"),
-        ("x86", "W4A8", r"target 'x86' runs no 4-bit weights; it runs 8\. Use --bits W8A8 or another target"),
-        ("reference", "W4A4", r"runs no 4-bit weights; it runs 8\. Use --bits W8A4 or"),
+        ("openvino", "W4A8", r"target 'openvino' runs no 4-bit weights; it runs 8\. Use --bits W8A8 or another target"),
+        ("openvino", "W4A4", r"runs no 4-bit weights; it runs 8\. Use --bits W8A8 or"),
         ("openvino", "W8A4", r"target 'openvino' runs no 4-bit activations; it runs 8\."),
         ("nnapi", "W8A16", "runs no 16-bit activations"),
     ],
@@ -304,13 +304,23 @@ def test_widths_that_a_target_does_not_take(target, bits, message):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("target", ["arm", "x86", "reference"])
+@pytest.mark.parametrize("width", range(1, 9))
+def test_weights_of_few_bits_run_in_integers(target, width):
+    state = start(conv_net())
+    plan = make_pass("place").run(state, context(target, samples(state.model, 1), bits=f"W{width}A8")).state.plan
+    weights = [t for t in plan.tensors.values() if t.role is Role.WEIGHT]
+    assert {t.spec.num_bits for t in weights} == {width}
+    assert {n.precision for n in plan.nodes.values() if n.op_type == "Conv"} == {Precision.INTEGER}
+
+
 def test_widths_of_a_rule_that_a_target_does_not_take():
     state = start(conv_net())
     rule = MatchRule(pattern="conv1", num_bits=3)
     with pytest.raises(
-        UsageError, match=r'\[match."conv1"\]: target \'x86\' runs no 3-bit weights; it runs 8\. Set bits'
+        UsageError, match=r'\[match."conv1"\]: target \'openvino\' runs no 3-bit weights; it runs 8\. Set bits'
     ):
-        make_pass("place").run(state, context("x86", samples(state.model, 1), (rule,)))
+        make_pass("place").run(state, context("openvino", samples(state.model, 1), (rule,)))
 
 
 def test_run_time_scales_are_for_8_bits():

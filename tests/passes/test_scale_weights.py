@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 from onnx import helper
 
 from qcompiler.errors import UsageError
+from qcompiler.lowering import weight_codes
+from qcompiler.passes.scale_weights import weight_error_db
 from qcompiler.plan import Role
 from qcompiler.quant.grid import dequantize
+from qcompiler.quant.levels import even_levels, uniform_levels
 from qcompiler.quant.weights import absmax_scale, as_rows
 from qcompiler.registry import make_pass
 from tests.compiling import lowered, outputs, planned, run_passes, samples
@@ -122,3 +127,49 @@ def test_a_weight_shared_by_two_layers_fits_both_biases():
     entry = weights(state)["w"]
     step = float(state.plan.tensors["x"].scale)
     assert np.all(3.0 / (entry.scale * step) < 2**31)
+
+
+# -- fewer than 8 bits ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("rounding", ["nearest", "balanced"])
+@pytest.mark.parametrize("width", range(1, 8))
+def test_few_bits_get_levels_and_the_nearest_of_them(width, rounding):
+    state, where = planned(conv_net(batch_norm=False), passes=READY, bits=f"W{width}A8")
+    found = weights(run_passes(state, where, f"scale-weights{{rounding={rounding}}}"))
+    for entry in found.values():
+        assert entry.levels.dtype == np.int8
+        assert entry.levels.tolist() in (uniform_levels(width).tolist(), even_levels(width).tolist())
+        assert entry.codes is None, "nearest levels need no record"
+        largest = float(entry.scale.max())
+        assert entry.clip == (largest * entry.levels[0], largest * entry.levels[-1])
+        array = state.model.graph.initializers[entry.name].const_value.numpy()
+        codes = weight_codes(array, entry)
+        assert set(np.unique(codes)) <= set(entry.levels.tolist())
+        assert entry.error_db == pytest.approx(weight_error_db(array, entry.scale, entry.spec, entry.levels), abs=1e-9)
+
+
+def test_more_bits_leave_less_error():
+    levels = []
+    for width in range(1, 8):
+        state, where = planned(conv_net(batch_norm=False), passes=READY, bits=f"W{width}A8")
+        levels.append(weights(run_passes(state, where, "scale-weights"))["conv1.w"].error_db)
+    assert all(b > a + 3 for a, b in itertools.pairwise(levels)), levels
+
+
+def test_the_kind_of_levels_follows_the_weights():
+    """Weights on odd integers and on integers around 0 are found exactly."""
+    for choice in (uniform_levels, even_levels):
+        codes = np.random.default_rng(0).choice(choice(3), (8, 8, 3, 3)).astype(np.float32)
+        node = helper.make_node("Conv", ["x", "w"], ["y"], name="conv")
+        proto = build([node], [("x", FLOAT, [1, 8, 4, 4])], [("y", FLOAT, [1, 8, 2, 2])], {"w": codes / 4})
+        state, where = planned(proto, passes=READY, bits="W3A8")
+        entry = weights(run_passes(state, where, "scale-weights"))["w"]
+        assert entry.levels.tolist() == choice(3).tolist()
+        assert entry.error_db is None or entry.error_db > 100
+
+
+def test_targets_that_look_nothing_up_get_what_their_types_hold():
+    state, where = planned(conv_net(batch_norm=False), passes=READY, bits="W4A8", target="qnn")
+    for entry in weights(run_passes(state, where, "scale-weights")).values():
+        assert entry.levels.tolist() == list(range(-7, 8))

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qcompiler.quant.grid import SMALLEST_SCALE
+from qcompiler.quant.levels import even_levels, nearest_level, uniform_levels
 from qcompiler.quant.rounding import balanced_codes
 from qcompiler.quant.weights import (
     BIAS_CODES,
@@ -16,6 +17,7 @@ from qcompiler.quant.weights import (
     bias_floor,
     clip_search_scale,
     input_importance,
+    level_search_scale,
 )
 from tests.tolerances import FLOAT32_EPS, sum_rounding
 
@@ -150,3 +152,63 @@ def test_no_code_leaves_the_grid():
 def test_exact_weights_stay_where_they_are():
     rows = np.arange(-8.0, 8.0, dtype=np.float32).reshape(2, 8)
     assert np.array_equal(balanced_codes(rows, np.ones(2, np.float32), 4, TOP), rows)
+
+
+# -- a few levels --------------------------------------------------------------------------------------
+
+
+def level_error(rows, scale, levels, importance=1.0):
+    step = scale[:, None].astype(np.float64)
+    return (np.square(rows - nearest_level(rows / step, levels) * step) * importance).sum(1)
+
+
+TABLES = [make(width) for width in (1, 2, 3, 4, 7) for make in (uniform_levels, even_levels)]
+CODEBOOK = np.asarray([-100, -31, -9, 0, 9, 31, 100], np.int8)
+
+
+@given(seeds, st.sampled_from([*TABLES, CODEBOOK]))
+def test_few_levels_are_scaled_to_less_error_than_the_range_gives(seed, levels):
+    rows = drawn(seed, 4, 60)
+    scale, error = level_search_scale(rows, None, levels)
+    assert (scale > 0).all()
+    full = np.maximum(rows.max(1) / levels[-1], rows.min(1) / levels[0]).astype(np.float32)
+    assert (level_error(rows, scale, levels) <= level_error(rows, full, levels) * (1 + 1e-3)).all()
+    assert np.allclose(error, level_error(rows, scale, levels), rtol=1e-3, atol=1e-12)
+
+
+def test_one_bit_gets_the_mean_magnitude():
+    """Of all scales the mean magnitude leaves the least squared error behind signs."""
+    rows = drawn(3, 5, 400)
+    scale, _ = level_search_scale(rows, None, uniform_levels(1))
+    assert scale == pytest.approx(np.abs(rows).mean(1), rel=1e-4)
+
+
+def test_weights_on_a_grid_of_few_levels_are_found_again():
+    levels = uniform_levels(3)
+    codes = np.random.default_rng(0).integers(-4, 4, (6, 200))
+    true = np.asarray([0.5, 1, 2, 0.25, 3, 0.125], np.float32)
+    rows = (codes * true[:, None]).astype(np.float32)
+    scale, error = level_search_scale(rows, None, levels)
+    assert scale == pytest.approx(true, rel=1e-5)
+    assert error == pytest.approx(np.zeros(6), abs=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(40,), (3, 40)], ids=["shared", "per channel"])
+def test_what_inputs_multiply_most_counts_most(shape, monkeypatch):
+    from qcompiler.quant import weights
+
+    rows = drawn(1, 3, 40)
+    importance = np.random.default_rng(2).uniform(0.01, 10, shape).astype(np.float32)
+    levels = uniform_levels(2)
+    found, error = level_search_scale(rows, importance, levels)
+    plain, _ = level_search_scale(rows, None, levels)
+    assert level_error(rows, found, levels, importance).sum() < level_error(rows, plain, levels, importance).sum()
+    monkeypatch.setattr(weights, "_CHUNK", 40)  # row by row
+    again = level_search_scale(rows, importance, levels)
+    assert np.array_equal(again[0], found)
+    assert np.array_equal(again[1], error)
+
+
+def test_rows_of_zeros_have_scale_1():
+    scale, error = level_search_scale(np.zeros((2, 5), np.float32), None, uniform_levels(4))
+    assert (scale.tolist(), error.tolist()) == ([1.0, 1.0], [0.0, 0.0])

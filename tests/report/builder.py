@@ -173,6 +173,7 @@ def unverified_report() -> CompileReport:
             ),
         ),
         memory_bytes={},
+        loads={},
         integer=None,
         notes=("accuracy not verified: no data was given",),
     )

@@ -11,6 +11,7 @@ from qcompiler.plan import CompressionPlan, NodePlan, Precision, QuantSpec, Role
 from qcompiler.recipe import MatchRule, Recipe
 from qcompiler.records import Metric, PassReport
 from qcompiler.report.card import CARD_FIELDS, CARD_GROUPS, CardInputs, quantization_card
+from qcompiler.report.plan_facts import PlanFacts
 from tests.report.builder import failed_report, make_report, unverified_report
 
 S8 = QuantSpec(num_bits=8, signed=True, symmetric=True, axis=0)
@@ -193,3 +194,20 @@ def test_no_answer_holds_a_time_so_that_the_card_is_the_same_in_every_run():
     )
     passes = tuple(dataclasses.replace(p, seconds=99.0) for p in report.passes)
     assert card(verdict=slower, passes=passes) == card()
+
+
+def test_levels_of_few_bits_are_counted_and_their_ends_named():
+    few = dataclasses.replace(S8, num_bits=2)
+    tables = {"a": [-2, -1, 0, 1], "b": [-3, -1, 1, 3], "c": [-3, -1, 1, 3]}
+    weights = [
+        TensorPlan(name=n, role=Role.WEIGHT, spec=few, levels=np.asarray(levels, np.int8))
+        for n, levels in tables.items()
+    ]
+    facts = PlanFacts(CompressionPlan().with_tensors(*weights), (), Recipe())
+    expected = "Symmetric, 4 levels -3..3: 2 tensors; Asymmetric, 4 levels -2..1: 1 tensor."
+    assert facts.weight_symmetry() == expected
+
+
+def test_the_card_says_what_the_bytes_are():
+    card = dict(make_report().card)
+    assert any("The model's bytes: weights below 8 bits 1.15 MB, graph 100 kB" in text for text in card.values())

@@ -241,3 +241,12 @@ def test_a_search_has_a_section_with_its_stages():
     assert "the time was up: best verified result so far; 1 of 2 searches gained" in page
     assert all(text in page for text in ("first result", "clip-search", "24.8 dB", "failed: out of memory at"))
     assert 'id="search"' not in html.render_html(make_report())
+
+
+def test_what_the_bytes_are_and_what_loading_takes():
+    page = " ".join(Page(html.render_html(make_report())).words)
+    text = " ".join(page.split())
+    assert "weights below 8 bits 1.15 MB, graph 100 kB, scales 51.6 kB" in text
+    assert "24.0 -> 79.2 ms (3.30x)" in text
+    assert "Load memory : 35.2 MB" in text or "Load memory: 35.2 MB" in text
+    assert "#storage" in {a.get("href") for a in Page(html.render_html(make_report())).all("a")}

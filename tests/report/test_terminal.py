@@ -192,3 +192,11 @@ def test_no_result_is_called_verified_that_is_not():
     shown = text_of(dataclasses.replace(report, search=search), 200)
     assert "verified result so far" not in shown
     assert "\n  time; 12 s" in shown
+
+
+def test_what_the_bytes_are_and_what_loading_takes():
+    text = " ".join(text_of(make_report(), width=120).split())
+    assert "weights below 8 bits 1.15 MB, graph 100 kB, scales 51.6 kB" in text
+    assert "float weights 0" not in text
+    assert "24.0 -> 79.2 ms (3.30x), fastest of a few" in text
+    assert "35.2 MB -> 23.6 MB (0.67x, peak)" in text

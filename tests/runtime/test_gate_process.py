@@ -113,6 +113,26 @@ def test_different_models_compare_as_different(tmp_path):
     assert found.agreement == float(np.mean(a.argmax(1) == b.argmax(1)))
 
 
+def test_loading_is_measured_in_a_process_of_its_own(tmp_path):
+    large = save(conv_net(channels=512, batch_norm=False), tmp_path, "large.onnx")
+    small = save(dense_net(), tmp_path, "small.onnx")
+    found = run_gate(job(tmp_path, original=large, result=small, stages=("loads",)), tmp_path)
+    assert set(found.loads) == {"original", "result"}
+    assert all(load.ms > 0 for load in found.loads.values())
+    # The weights alone; no session before leaves memory that the next one finds.
+    assert found.loads["original"].peak_bytes > large.stat().st_size
+    assert found.loads["result"].peak_bytes < found.loads["original"].peak_bytes
+    assert run_gate(job(tmp_path, original=large, result=small), tmp_path).loads == {}
+
+
+def test_a_model_that_does_not_load_has_no_load_time(tmp_path):
+    good, bad = save(dense_net(), tmp_path, "good.onnx"), tmp_path / "bad.onnx"
+    bad.write_bytes(b"no model")
+    found = run_gate(job(tmp_path, original=good, result=bad, stages=("loads",)), tmp_path)
+    assert set(found.loads) == {"original"}
+    assert found.culprit == "result"
+
+
 def test_every_stage_reports(tmp_path):
     proto = conv_net()
     model = save(proto, tmp_path)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 from onnx import helper
 
@@ -74,6 +75,34 @@ def test_the_float_network_runs_in_float(tmp_path):
     assert found.integer_nodes == 0
     assert found.integer_macs == 0
     assert set(found.float_nodes) == {"conv1", "dw", "pw", "fc"}
+
+
+def unfolded(proto: onnx.ModelProto, folder, bits: str, limit: str = "") -> tuple[tuple[str, ...], onnx.GraphProto]:
+    """Return what a session leaves unpacked that computes no constants larger than ``limit`` bytes when it loads."""
+    state, where = planned(proto, bits=bits)
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    options.optimized_model_filepath = str(folder / "optimized.onnx")
+    if limit:
+        options.add_session_config_entry("optimization.constant_folding_max_output_size_in_bytes", limit)
+    content = serialized(lower(state, where).model)
+    onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+    return integer_share(folder / "optimized.onnx", state.model).unfolded, onnx.load(folder / "optimized.onnx").graph
+
+
+@pytest.mark.parametrize("bits", ["W3A8", "W4A8", "W8A8"])
+def test_the_runtime_leaves_nothing_packed(tmp_path, bits):
+    assert unfolded(conv_net(channels=32), tmp_path, bits)[0] == ()
+    assert unfolded(token_net(words=200), tmp_path, bits)[0] == ()
+
+
+@pytest.mark.parametrize("bits", ["W3A8", "W4A8"])
+def test_what_the_runtime_leaves_packed_is_found(tmp_path, bits):
+    found, graph = unfolded(conv_net(channels=32), tmp_path, bits, limit="600")
+    left = {name for node in graph.node for name in node.output}
+    assert found
+    assert set(found) <= left
+    assert not {n.op_type for n in graph.node if n.output[0] in found} & {"QLinearConv", "QuantizeLinear"}
 
 
 def test_what_is_kept_in_float_is_named(tmp_path):
