@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 from onnx import helper
 
@@ -108,3 +109,24 @@ def test_codes_are_computed_when_they_are_asked_for():
     assert compute().numpy().tolist() == [[2, -1], [127, 1]]
     with pytest.raises(QCompileError, match="is no constant"):
         lazy_codes(state.model.graph.inputs[0], entry())()
+
+
+def test_weights_that_are_stored_anew_keep_their_values():
+    """A pass that gets a graph whose weights are integers already is held against these."""
+    from qcompiler.lowering import weight_of
+    from tests.compiling import run_passes
+    from tests.models import conv_net
+
+    state, where = planned(conv_net(channels=32), bits="W3A8")
+    before = run_passes(state, where, "insert-qdq").model
+    after = run_passes(state, where, "insert-qdq", "pack-bits").model
+    assert any(weight_of(v) for v in before.graph.initializers.values())
+    assert differing_constant(before, after, state.plan) == ""
+    stream = max(
+        (v for v in after.graph.initializers.values() if v.dtype is ir.DataType.UINT8),
+        key=lambda v: v.const_value.nbytes,
+    )
+    changed = stream.const_value.numpy().copy()
+    changed[0] ^= 1
+    stream.const_value = ir.tensor(changed)
+    assert "does not decode to its planned values" in differing_constant(before, after, state.plan)
