@@ -38,12 +38,13 @@ def differing_constant(before: ir.Model, after: ir.Model, plan: CompressionPlan)
             entry = plan.tensors.get(value.name or "") if value is not None else None
             weight = constant_of(value) if entry is not None and entry.role is Role.WEIGHT else None
             decoded = _decoded_weight(lowered, index) if weight is not None else None
-            if weight is None and _stores_otherwise(node, lowered, index):
+            channels = aligned_channels(plan, node.name or "")
+            if weight is None and _stores_otherwise(node, lowered, index, channels):
                 return f"the weight of node '{node.name}' does not decode to its planned values"
             if entry is None or weight is None or decoded is None:
                 continue
             planned = _planned_weight(weight, entry, decoded.dtype)
-            if not np.array_equal(decoded, _aligned(planned, aligned_channels(plan, node.name or ""), decoded.shape)):
+            if not np.array_equal(decoded, _aligned(planned, channels, decoded.shape)):
                 return f"weight '{entry.name}' of node '{node.name}' does not decode to its planned values"
             if index == 1 and not _bias_holds(node, lowered, plan):
                 return f"the bias of node '{node.name}' is not the planned one"
@@ -81,7 +82,7 @@ def _aligned(weight: NDArray[Any], channels: int, shape: tuple[int, ...]) -> NDA
     return np.pad(weight, [(0, channels - weight.shape[1] if axis == 1 else 0) for axis in range(weight.ndim)])
 
 
-def _stores_otherwise(node: ir.Node, lowered: ir.Node, index: int) -> bool:
+def _stores_otherwise(node: ir.Node, lowered: ir.Node, index: int, channels: int) -> bool:
     """Return True if a weight that was stored in integers before is stored anew, and decodes to other values."""
     before, after = (_codes_of(n, index) for n in (node, lowered))
     if before is None or before.const_value is None:
@@ -89,7 +90,7 @@ def _stores_otherwise(node: ir.Node, lowered: ir.Node, index: int) -> bool:
     if after is not None and after.const_value is before.const_value:
         return False
     first, second = (_decoded_weight(n, index) for n in (node, lowered))
-    return first is None or second is None or not np.array_equal(first, second)
+    return first is None or second is None or not np.array_equal(_aligned(first, channels, second.shape), second)
 
 
 def _codes_of(node: ir.Node, index: int) -> ir.Value | None:
