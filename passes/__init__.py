@@ -9,6 +9,7 @@ PASSES: dict[str, str] = {
     "estimate-statistics": "qcompiler.passes.estimate_statistics:EstimateStatistics",
     "place": "qcompiler.passes.place:Place",
     "observe": "qcompiler.passes.observe:Observe",
+    "allocate-bits": "qcompiler.passes.allocate_bits:AllocateBits",
     "calibrate": "qcompiler.passes.calibrate:Calibrate",
     "scale-weights": "qcompiler.passes.scale_weights:ScaleWeights",
     "correct-bias": "qcompiler.passes.correct_bias:CorrectBias",
@@ -25,16 +26,25 @@ WITH_DATA = (
     "equalize-channels",
     "place",
     "observe",
+    "allocate-bits",
     "scale-weights",
     "calibrate",
     "correct-bias",
 )
 """Default order of -O1 with calibration data; the target's lowering passes follow."""
 
-WITHOUT_DATA = (*_REWRITES, "estimate-statistics", "place", "scale-weights", "calibrate", "correct-bias")
+WITHOUT_DATA = (
+    *_REWRITES,
+    "estimate-statistics",
+    "place",
+    "allocate-bits",
+    "scale-weights",
+    "calibrate",
+    "correct-bias",
+)
 """Default order of -O1 without data."""
 
-_PLAIN = ("scale-weights{rounding=nearest}", "calibrate{method=minmax}")
+_PLAIN = ("allocate-bits{measured=false}", "scale-weights{rounding=nearest}", "calibrate{method=minmax}")
 
 MINIMAL = {
     True: (*_REWRITES, "place", "observe", *_PLAIN),

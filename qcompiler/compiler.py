@@ -10,6 +10,7 @@ from typing import ParamSpec, TypeVar
 
 import onnx_ir as ir
 
+from qcompiler.acceptance import with_judges
 from qcompiler.artifacts import write_artifact
 from qcompiler.data import Subset
 from qcompiler.errors import FloorMissed, NothingToCompress, QCompileError, UsageError
@@ -37,7 +38,7 @@ from qcompiler.runtime.machine import machine_name, versions
 from qcompiler.samples import Samples, class_outputs, prepare_samples
 from qcompiler.shared_plan import SEPARATOR, places_alike, with_shared_plan
 from qcompiler.state import Context, Fact, Progress, State, no_progress
-from qcompiler.trial import Trial, layer_levels
+from qcompiler.trial import layer_levels
 from qcompiler.verify import GateInputs, GateResult, on_boards, verify
 
 T = TypeVar("T")
@@ -174,7 +175,7 @@ class _Compilation:
     def describe(self) -> list[str]:
         """Return the passes and, after placement, the precision of every node, as lines."""
         passes = self._passes()
-        context = replace(self._context(), trial=None)
+        context = replace(self._context(), trial=None, acceptable=None)
         cut = next((i + 1 for i, p in enumerate(passes) if p.name == "place"), len(passes))
         state, _ = Pipeline(passes[:cut], check=False).run(self._start(), context)
         lines = [f"target {self.target.full_name}", "passes: " + ", ".join(p.name for p in passes)]
@@ -206,10 +207,9 @@ class _Compilation:
             acceptance=samples.acceptance,
             progress=job.progress,
         )
-        searching = job.recipe.effort > 0 and job.recipe.replay is None
-        if samples.acceptance is None or not searching:
+        if job.recipe.effort == 0 or job.recipe.replay is not None:
             return context
-        return replace(context, trial=Trial(job.loaded.model, self.target, samples.acceptance, context))
+        return with_judges(context, job.loaded.model, samples)
 
     def _start(self) -> State:
         plan = CompressionPlan()

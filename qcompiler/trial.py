@@ -10,6 +10,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from qcompiler.data import Dataset, Subset
+from qcompiler.divergence import measured_values
 from qcompiler.errors import DataError, RuntimeUnavailable
 from qcompiler.pipeline import Pipeline
 from qcompiler.protocols import Target
@@ -29,11 +30,9 @@ FINISHING: tuple[tuple[Fact, str], ...] = (
 LOSSLESS = frozenset({"pack-constants"})
 """Lowering passes that change no value: a trial does without."""
 
-SQUASHING = frozenset({"Softmax", "LogSoftmax", "Sigmoid"})
-
-FLOATS = frozenset({ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.DOUBLE})
-
 WORTHLESS_DB = -200.0
+
+__all__ = ["Trial", "layer_levels", "measured_values"]
 
 OBSERVED = 8
 """Samples observed in a trial that has no statistics yet."""
@@ -93,34 +92,6 @@ class Trial:
         ratio = float(np.mean(error[live] / signal[live])) if live.any() else 0.0
         level = power_ratio_db(1.0, ratio)
         return 200.0 if level is None else level
-
-
-def measured_values(model: ir.Model) -> list[str]:
-    """Return the value that is compared for every float output: logits where the output is probabilities.
-
-    Behind a Softmax the error of a few undecided samples outweighs all others, and a search on few samples
-    would follow those.
-    """
-    found = []
-    for value in model.graph.outputs:
-        if not isinstance(value.type, ir.TensorType) or value.dtype not in FLOATS:
-            continue
-        producer = _made_by(value)
-        squashed = producer.inputs[0] if producer is not None and producer.op_type in SQUASHING else None
-        if squashed is not None and squashed.const_value is None:
-            value = squashed
-        found.append(value.name or "")
-    return found
-
-
-def _made_by(value: ir.Value) -> ir.Node | None:
-    """Return the node that makes a value, or what is before the Q/DQ pair that makes it."""
-    node = value.producer()
-    for step in ("DequantizeLinear", "Clip", "QuantizeLinear"):
-        coded = step != "Clip" or (node is not None and node.outputs[0].dtype is ir.DataType.UINT8)
-        if node is not None and node.op_type == step and coded and node.inputs[0] is not None:
-            node = node.inputs[0].producer()
-    return node
 
 
 def layer_levels(

@@ -77,9 +77,7 @@ def _undominated(size: NDArray[np.float64], loss: NDArray[np.float64]) -> NDArra
     return np.asarray(order[keep], np.int64)
 
 
-def _thinned(
-    size: NDArray[np.float64], loss: NDArray[np.float64], kept: NDArray[np.int64]
-) -> NDArray[np.int64]:
+def _thinned(size: NDArray[np.float64], loss: NDArray[np.float64], kept: NDArray[np.int64]) -> NDArray[np.int64]:
     """Return at most ``MAX_POINTS`` of the kept points: both ends, and the least loss of every stretch of bytes."""
     if len(kept) <= MAX_POINTS:
         return kept
@@ -110,15 +108,28 @@ def _pareto(points: Sequence[Allocation]) -> tuple[Allocation, ...]:
     return tuple(found)
 
 
-@dataclass(frozen=True, slots=True)
-class Walk:
-    """Moves along a frontier.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BitSearch:
+    """Everything one search for widths found out, so that another point can be taken without a new one.
 
     Attributes:
-        points: as ``frontier`` returns them.
+        items: the weights and their predicted losses.
+        fixed_bytes: what of the file is no weight: graph, scales, biases.
+        points: the frontier, bytes rising.
+        chosen: the allocation that is planned.
+        unit: what the loss is.
+        correlation: rank correlation of predicted with measured loss, over ``checked`` runs; None if unknown.
+        trials: runs that were measured, those included.
     """
 
+    items: tuple[Item, ...]
+    fixed_bytes: int
     points: tuple[Allocation, ...]
+    chosen: Allocation
+    unit: str
+    correlation: float | None = None
+    checked: int = 0
+    trials: int = 0
 
     def smallest_within(self, loss: float) -> Allocation | None:
         """Return the smallest allocation whose predicted loss is at most ``loss``; None if there is none."""
@@ -127,3 +138,7 @@ class Walk:
     def best_within(self, stored_bytes: float) -> Allocation | None:
         """Return the allocation of least loss with at most these bytes; None if there is none."""
         return next((p for p in reversed(self.points) if p.stored_bytes <= stored_bytes), None)
+
+    def widths(self, allocation: Allocation) -> dict[str, int]:
+        """Return name -> bits of an allocation."""
+        return {item.name: bits for item, bits in zip(self.items, allocation.bits, strict=True)}

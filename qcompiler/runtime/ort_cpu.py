@@ -16,8 +16,8 @@ U8 = QuantSpec(num_bits=8, signed=False)
 S8 = QuantSpec(num_bits=8, signed=True, symmetric=True)
 S8_CHANNEL = QuantSpec(num_bits=8, signed=True, symmetric=True, axis=0)
 
-WEIGHT_BITS = frozenset({8})
-"""Widths of weights."""
+WEIGHT_BITS = frozenset(range(1, 9))
+"""Widths of weights; the codes of narrower ones are int8 values when the runtime reads them."""
 ACTIVATION_BITS = frozenset({4, 8})
 """Widths of activations; codes of 4 bits are 8-bit codes that a Clip keeps below 16."""
 
