@@ -1,4 +1,4 @@
-"""Weights whose width is a choice: which they are, what the recipe and the target allow, and how a choice is planned."""
+"""Weights whose width is a choice: which they are, what the recipe allows, and how a choice is planned."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def choosable(state: State, recipe: Recipe) -> list[Choosable]:
 
     A weight with any other reader, or with one inside a subgraph, keeps its width.
     """
-    inner = {n for n in state.model.graph.all_nodes()} - set(state.model.graph)
+    inner = set(state.model.graph.all_nodes()) - set(state.model.graph)
     found: dict[str, list[ir.Node]] = {}
     refused: set[str] = set()
     for node in [*state.model.graph, *inner]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -66,7 +67,7 @@ def _hull_steps(item: Item) -> list[tuple[float, int]]:
         if not better:
             break
         hull.append(max(better, key=lambda o: ((loss - o[1]) / (o[0] - size), o[0])))
-    return [((a[1] - b[1]) / (b[0] - a[0]), b[2]) for a, b in zip(hull, hull[1:], strict=False)]
+    return [((a[1] - b[1]) / (b[0] - a[0]), b[2]) for a, b in itertools.pairwise(hull)]
 
 
 def _undominated(size: NDArray[np.float64], loss: NDArray[np.float64]) -> NDArray[np.int64]:
@@ -84,7 +85,7 @@ def _thinned(size: NDArray[np.float64], loss: NDArray[np.float64], kept: NDArray
     low, high = size[kept[0]], size[kept[-1]]
     stretch = np.minimum(((size[kept] - low) / (high - low) * (MAX_POINTS - 1)).astype(np.int64), MAX_POINTS - 2)
     last = np.flatnonzero(np.diff(stretch, append=MAX_POINTS))  # losses fall with bytes: the last is the least
-    return kept[np.union1d([0], last)]
+    return np.asarray(kept[np.union1d([0], last)], np.int64)
 
 
 def _traced(

@@ -7,6 +7,7 @@ import ctypes
 import os
 import sys
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -58,7 +59,7 @@ def _silent_stdout() -> Iterator[None]:
     sys.stdout.flush()
     kept = os.dup(1)
     try:
-        with open(os.devnull, "wb") as nowhere:
+        with Path(os.devnull).open("wb") as nowhere:
             os.dup2(nowhere.fileno(), 1)
             try:
                 yield

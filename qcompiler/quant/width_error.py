@@ -48,7 +48,7 @@ def round_rows(rows: Float32, importance: Float32 | None, num_bits: int) -> Roun
 def _best_clip(rows: Float32, weight: Float32 | np.float32, num_bits: int, *, even: bool) -> Rounded:
     top = 2**num_bits - 1 if even else 2 ** (num_bits - 1) - 1
     peak = np.abs(rows).max(1, initial=0.0)
-    full = np.maximum(np.where(peak > 0, peak / top, 1.0), SMALLEST_SCALE).astype(np.float32)
+    full: Float32 = np.asarray(np.maximum(np.where(peak > 0, peak / top, 1.0), SMALLEST_SCALE), np.float32)
     best = np.zeros_like(rows)
     least = np.full(len(rows), np.inf)
     for ratio in RATIOS if num_bits < 8 else RATIOS[:1]:
@@ -59,7 +59,7 @@ def _best_clip(rows: Float32, weight: Float32 | np.float32, num_bits: int, *, ev
         else:
             codes = np.clip(np.rint(codes), -top - (1 if num_bits < 8 else 0), top)
         values = (codes * step).astype(np.float32)
-        error = np.sum(np.square(rows - values) * weight, axis=1, dtype=np.float64)
+        error = np.asarray(np.sum(np.square(rows - values) * weight, axis=1, dtype=np.float64))
         better = error < least
         best[better], least[better] = values[better], error[better]
     return Rounded(best, least)
