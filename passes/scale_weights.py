@@ -14,8 +14,9 @@ from qcompiler.model.edit import constant_of
 from qcompiler.plan import Precision, QuantSpec, Role, TensorPlan
 from qcompiler.protocols import PassKind, PassResult
 from qcompiler.quant.grid import dequantize, power_ratio_db, quantize
+from qcompiler.quant.levels import uniform_levels
 from qcompiler.quant.rounding import balanced_codes
-from qcompiler.quant.weights import absmax_scale, as_rows, bias_floor, clip_search_scale, input_importance
+from qcompiler.quant.weights import absmax_scale, as_rows, bias_floor, clip_search_scale, input_importance, sign_scale
 from qcompiler.records import Metric, PassReport
 from qcompiler.state import Context, Fact, State
 
@@ -80,12 +81,15 @@ class ScaleWeights:
         weight = np.asarray(array, np.float32)
         rows = weight.reshape(1, -1) if spec.axis is None else as_rows(weight, spec.axis)
         top = spec.code_range[1]
-        searched = self.search and weight.size <= LARGE
-        if searched:
+        searched = self.search and weight.size <= LARGE and spec.num_bits > 1
+        if spec.num_bits == 1:
+            scale = sign_scale(rows)
+        elif searched:
             scale = clip_search_scale(rows, self._importance(state, node, weight.shape, spec), top)
         else:
             scale = absmax_scale(rows, top)
         reason = "clip search on the layer's output error" if searched else "largest magnitude"
+        reason = "mean magnitude, for signs alone" if spec.num_bits == 1 else reason
         floor = _scale_floor(state, uses, scale.size)
         if (scale < floor).any():
             scale = np.maximum(scale, floor).astype(np.float32)
@@ -95,8 +99,9 @@ class ScaleWeights:
             tensor,
             scale=scale,
             zero_point=np.zeros(scale.shape, np.int32),
+            levels=uniform_levels(1) if spec.num_bits == 1 else tensor.levels,
             clip=(-float(scale.max()) * top, float(scale.max()) * top),
-            error_db=weight_error_db(weight, scale, spec) if weight.size <= LARGE else None,
+            error_db=weight_error_db(weight, scale, spec) if weight.size <= LARGE and spec.num_bits > 1 else None,
             reason=reason,
             decided_by=(*tensor.decided_by, self.name),
         )
@@ -142,6 +147,8 @@ def _balanced(tensor: TensorPlan, node: ir.Node, index: int) -> TensorPlan:
     array, spec, scale = constant_of(node.inputs[index]), tensor.spec, tensor.scale
     if array is None or spec is None or scale is None or array.size > LARGE or spec.axis is None:
         return tensor
+    if spec.num_bits == 1:
+        return tensor  # there is no code to move to
     if node.op_type not in ("Conv", "Gemm"):
         return tensor  # inputs of other products are centered: there is no shift to cancel
     weight = np.asarray(array, np.float32)

@@ -35,15 +35,16 @@ SIZING: tuple[tuple[Fact, str], ...] = (
 
 
 def with_judges(context: Context, model: ir.Model, samples: Samples) -> Context:
-    """Return a context whose ``trial``, ``acceptable`` and ``size`` answer; without data only ``size`` does.
+    """Return a context whose ``size`` answers, and where there is data and a search also ``trial`` and ``acceptable``.
 
     Args:
-        context: of a compilation that searches.
+        context: of a compilation.
         model: the float model.
         samples: of the compilation; the gate's are not looked at.
     """
     context = replace(context, size=FileSize(context))
-    if samples.acceptance is None or samples.calibration is None:
+    searching = context.recipe.effort > 0 and context.recipe.replay is None
+    if samples.acceptance is None or samples.calibration is None or not searching:
         return context
     return replace(
         context,

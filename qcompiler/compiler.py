@@ -12,9 +12,10 @@ import onnx_ir as ir
 
 from qcompiler.acceptance import with_judges
 from qcompiler.artifacts import write_artifact
+from qcompiler.bit_repair import rescaling
 from qcompiler.data import Subset
 from qcompiler.errors import FloorMissed, NothingToCompress, QCompileError, UsageError
-from qcompiler.layers import histograms, kept_constants, layer_reports
+from qcompiler.layers import frontier_report, histograms, kept_constants, layer_reports
 from qcompiler.measured_placement import place_by_measurement
 from qcompiler.model.load import LoadedModel, load_model
 from qcompiler.model.save import OutputFolder, save_model
@@ -179,9 +180,8 @@ class _Compilation:
         cut = next((i + 1 for i, p in enumerate(passes) if p.name == "place"), len(passes))
         state, _ = Pipeline(passes[:cut], check=False).run(self._start(), context)
         lines = [f"target {self.target.full_name}", "passes: " + ", ".join(p.name for p in passes)]
-        for node in state.plan.nodes.values():
-            lines.append(f"  {node.precision:<12} {node.op_type:<20} {node.name}  ({node.reason})")
-        return lines
+        nodes = state.plan.nodes.values()
+        return [*lines, *(f"  {n.precision:<12} {n.op_type:<20} {n.name}  ({n.reason})" for n in nodes)]
 
     def _refuse_nothing(self, state: State, reports: Sequence[PassReport]) -> None:
         """Raise NothingToCompress if a plan compresses nothing, unless the user accepts that."""
@@ -207,8 +207,6 @@ class _Compilation:
             acceptance=samples.acceptance,
             progress=job.progress,
         )
-        if job.recipe.effort == 0 or job.recipe.replay is not None:
-            return context
         return with_judges(context, job.loaded.model, samples)
 
     def _start(self) -> State:
@@ -294,7 +292,7 @@ class _Compilation:
     def _verified(
         self, state: State, reports: tuple[PassReport, ...], context: Context, output: OutputFolder
     ) -> tuple[GateResult, State, tuple[PassReport, ...], Repair, dict[str, float]]:
-        repair = Repair(context, state)
+        repair = Repair(context, state, rescaling(self._passes(), context))
         while True:
             lowered, lowering = self._timed("lowering", self._lower, state, context, output.path)
             files = self._timed("writing", self._write, lowered, output.path)
@@ -307,8 +305,8 @@ class _Compilation:
             if better is None:
                 if self.job.emulator is not None:
                     gate = self._timed("emulating", on_boards, gate, inputs, result, self.job.emulator)
-                runs = not gate.verdict.failure
-                levels = self._timed("measuring layers", self._levels, state, lowered) if runs else {}
+                failed = bool(gate.verdict.failure)
+                levels = {} if failed else self._timed("measuring layers", self._levels, state, lowered)
                 return gate, state, (*reports, *lowering), repair, levels
             state = better
 
@@ -387,6 +385,8 @@ class _Compilation:
             choices=dict(state.plan.choices),
             card=quantization_card(facts),
             layer_times=gate.layer_times,
+            frontier=frontier_report(state),
+            damages=tuple(repair.damages),
             stage_seconds=dict(self.seconds),
             machine=machine_name(),
         )

@@ -33,6 +33,7 @@ TIERS: tuple[frozenset[str], ...] = tuple(
         "sensitivity",
         "decoding passes targets",
         "pipeline registry",
+        "bit_repair",
         "linting repair shared_plan trial",
         "acceptance measured_placement",
         "compiler",

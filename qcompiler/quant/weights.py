@@ -31,6 +31,22 @@ def absmax_scale(rows: Float32, top: int) -> Float32:
     return np.maximum(scale, np.float32(SMALLEST_SCALE)).astype(np.float32)
 
 
+def sign_scale(rows: Float32) -> Float32:
+    """Return the scale with which signs alone are nearest to each row: its mean magnitude.
+
+    Source: Rastegari et al., "XNOR-Net" (2016), equation 6.
+
+    Args:
+        rows: float32, shape (channels, weights per channel).
+
+    Returns:
+        float32, shape (channels,). A row of zeros gets scale 1.
+    """
+    mean = np.abs(rows).mean(1) if rows.shape[1] else np.zeros(len(rows), np.float32)
+    scale = np.where(mean > 0, mean, np.float32(1))
+    return np.asarray(np.maximum(scale, np.float32(SMALLEST_SCALE)), np.float32)
+
+
 def clip_search_scale(rows: Float32, importance: Float32 | None, top: int) -> Float32:
     """Return the per-channel scale with the least weighted squared rounding and clipping error.
 

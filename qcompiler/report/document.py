@@ -58,6 +58,9 @@ def to_document(report: CompileReport) -> dict[str, Any]:
         "passes": [_split_pass(entry) for entry in document["passes"]],
         "floors": [found for entry in verdict["floors"] if (found := _split_floor(entry))],
     }
+    for key in ("frontier", "damages"):  # reports of whole widths are as they were
+        if not document[key]:
+            del document[key]
     emulated = verdict.pop("emulated")
     if emulated:  # a key of its own, for who asked: reports without it are as they were
         document["measured"]["emulated"] = emulated
