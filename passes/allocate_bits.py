@@ -93,8 +93,14 @@ def asked(recipe: Recipe) -> bool:
     """Return True if a recipe leaves the widths of weights to a choice."""
     if recipe.allocation in ("mixed", "auto"):
         return True
-    limits = recipe.floors.max_size_bytes is not None or recipe.floors.max_drop is not None
+    limits = recipe.floors.max_size_bytes is not None or drops(recipe)
     return recipe.allocation == "limits" and limits
+
+
+def drops(recipe: Recipe) -> bool:
+    """Return True if a recipe limits the loss of a metric that there is."""
+    known = recipe.labels is not None or recipe.metric not in ("auto", "top1", "sqnr")
+    return recipe.floors.max_drop is not None and known
 
 
 def _widths(layer: Choosable, state: State, context: Context) -> tuple[int, ...]:
@@ -135,7 +141,7 @@ def _stored(size: int, spec: QuantSpec | None) -> int:
 
 def _fits_already(recipe: Recipe, fixed: int, layers: Sequence[Choosable], widths: Sequence[tuple[int, ...]]) -> bool:
     limit = recipe.floors.max_size_bytes
-    if recipe.allocation != "limits" or limit is None or recipe.floors.max_drop is not None:
+    if recipe.allocation != "limits" or limit is None or drops(recipe):
         return False
     return fixed + sum(-(-layer.size * own[-1] // 8) for layer, own in zip(layers, widths, strict=True)) <= limit
 
@@ -161,7 +167,7 @@ def _chosen(search: BitSearch, state: State, context: Context) -> Allocation:
     mean = recipe.weight_bits if recipe.allocation == "mixed" else None
     if mean is not None:
         return allocate(search.items, Budget(max_bytes=limit, fixed_bytes=search.fixed_bytes, mean_bits=mean))
-    by_accuracy = recipe.allocation == "auto" or recipe.floors.max_drop is not None
+    by_accuracy = recipe.allocation == "auto" or drops(recipe)
     if by_accuracy and context.acceptable is not None:
         wanted = _smallest(search, lambda point: _acceptable(search, point, state, context))
         if limit is None or search.fixed_bytes + wanted.stored_bytes <= limit:

@@ -27,6 +27,7 @@ BEFORE: dict[str, tuple[str, ...]] = {
     "estimate-statistics": ("fold-batch-norm",),
     "place": ("fold-batch-norm",),
     "observe": ("fold-batch-norm", "place"),
+    "allocate-bits": ("fold-batch-norm", "place", "observe"),
     "scale-weights": ("fold-batch-norm", "place", "observe"),
     "calibrate": ("fold-batch-norm", "place", "observe", "scale-weights"),
     "correct-bias": ("fold-batch-norm", *PLANNING),

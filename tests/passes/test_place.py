@@ -291,8 +291,8 @@ def test_widths_of_the_recipe_are_those_of_the_plan():
     ("target", "bits", "message"),
     [
         ("arm", "W8A16", r"target 'arm:cortex-a76' runs no 16-bit activations; it runs 4 and 8\. Use --bits W8A8 or"),
-        ("x86", "W4A8", r"target 'x86' runs no 4-bit weights; it runs 8\. Use --bits W8A8 or another target"),
-        ("reference", "W4A4", r"runs no 4-bit weights; it runs 8\. Use --bits W8A4 or"),
+        ("openvino", "W4A8", r"target 'openvino' runs no 4-bit weights; it runs 8\. Use --bits W8A8 or another target"),
+        ("nnapi", "W4A8", r"runs no 4-bit weights; it runs 8\. Use --bits W8A8 or"),
         ("openvino", "W8A4", r"target 'openvino' runs no 4-bit activations; it runs 8\."),
         ("nnapi", "W8A16", "runs no 16-bit activations"),
     ],
@@ -308,9 +308,9 @@ def test_widths_of_a_rule_that_a_target_does_not_take():
     state = start(conv_net())
     rule = MatchRule(pattern="conv1", num_bits=3)
     with pytest.raises(
-        UsageError, match=r'\[match."conv1"\]: target \'x86\' runs no 3-bit weights; it runs 8\. Set bits'
+        UsageError, match=r'\[match."conv1"\]: target \'openvino\' runs no 3-bit weights; it runs 8\. Set bits'
     ):
-        make_pass("place").run(state, context("x86", samples(state.model, 1), (rule,)))
+        make_pass("place").run(state, context("openvino", samples(state.model, 1), (rule,)))
 
 
 def test_run_time_scales_are_for_8_bits():
