@@ -139,6 +139,10 @@ def with_actions(damages: Sequence[LayerDamage], state: State, action: str = "")
     done = []
     for damage in damages:
         bits = widths.get(names.get(damage.name) or "", damage.bits)
-        said = action or (f"{damage.bits} -> {bits} bits" if bits != damage.bits else f"kept at {bits} bits: elsewhere a byte saves more")
+        said = action or (
+            f"{damage.bits} -> {bits} bits"
+            if bits != damage.bits
+            else f"kept at {bits} bits: elsewhere a byte saves more"
+        )
         done.append(replace(damage, action=said))
     return done

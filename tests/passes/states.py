@@ -99,7 +99,7 @@ def before(name: str) -> tuple[State, Context]:
     proto = MODELS.get(name, lambda: conv_net(channels=16))()
     state = start(proto)
     data = samples(state.model, free=3)
-    where = context("x86", data)
+    where = context("x86", data, bits="W4A8" if name == "allocate-bits" else "W8A8")
     return run_passes(state, where, *BEFORE[name]), where
 
 

@@ -59,9 +59,7 @@ def test_least_bytes_within_a_loss(chosen, share):
 @given(items(), st.sampled_from([2, 3, 4, 6]))
 def test_mean_bits_count_whole_bytes_without_what_unpacks_them(chosen, mean):
     limit = mean_limit(chosen, mean)
-    fitting = [
-        a for a in every(chosen) if sum(i.code_bytes(b) for i, b in zip(chosen, a.bits, strict=True)) <= limit
-    ]
+    fitting = [a for a in every(chosen) if sum(i.code_bytes(b) for i, b in zip(chosen, a.bits, strict=True)) <= limit]
     if not fitting:
         with pytest.raises(UsageError, match="on average cannot be met"):
             allocate(chosen, Budget(mean_bits=mean))
