@@ -16,6 +16,7 @@ PASSES: dict[str, str] = {
     "insert-qdq": "qcompiler.passes.insert_qdq:InsertQdq",
     "insert-dynamic": "qcompiler.passes.insert_dynamic:InsertDynamic",
     "pack-weights": "qcompiler.passes.pack_weights:PackWeights",
+    "pack-bits": "qcompiler.passes.pack_bits:PackBits",
     "pack-constants": "qcompiler.passes.pack_constants:PackConstants",
 }
 

@@ -8,7 +8,7 @@ from typing import ClassVar
 import onnx_ir as ir
 
 from qcompiler.errors import QCompileError
-from qcompiler.lowering import lazy_codes
+from qcompiler.lowering import add_codes, lazy_codes
 from qcompiler.model.edit import add_initializer, all_nodes, clone, drop_unused, fresh_name, take_over, value_names
 from qcompiler.plan import Precision, Role, TensorPlan
 from qcompiler.protocols import PassKind, PassResult
@@ -77,7 +77,7 @@ def _store(graph: ir.Graph, weight: ir.Value, entry: TensorPlan, taken: set[str]
         raise QCompileError(f"weight '{entry.name}' is planned without a scale, or is no constant")
     shape = ir.Shape(tensor.shape.numpy())
     codes = ir.LazyTensor(lazy_codes(weight, entry), ir.DataType.INT8, shape, cache=False)
-    stored = add_initializer(graph, fresh_name(taken, f"{weight.name}_codes"), codes)
+    stored = add_codes(graph, fresh_name(taken, f"{weight.name}_codes"), codes, entry)
     scale = add_initializer(graph, fresh_name(taken, f"{weight.name}_scale"), entry.scale.reshape(-1))
     return stored, scale
 

@@ -9,7 +9,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from qcompiler.lowering import correct_bias, lazy_codes
+from qcompiler.lowering import add_codes, correct_bias, lazy_codes
 from qcompiler.model.bounds import clip_limits
 from qcompiler.model.edit import add_initializer, clone, constant_of, drop_unused, fresh_name, value_names
 from qcompiler.plan import CompressionPlan, Precision, Role, TensorPlan
@@ -163,7 +163,7 @@ class _Writer:
             return
         if entry.name not in self.codes:
             tensor = lazy_codes(value, entry)()
-            self.codes[entry.name] = add_initializer(self.graph, fresh_name(self.taken, f"{entry.name}_q"), tensor)
+            self.codes[entry.name] = add_codes(self.graph, fresh_name(self.taken, f"{entry.name}_q"), tensor, entry)
             self.weights += 1
         inputs = [self.codes[entry.name], self._constant(f"{entry.name}_scale", scale)]
         if node.op_type == "Gemm":  # its kernel asks for the zero point that others do without

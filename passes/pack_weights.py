@@ -9,7 +9,7 @@ import numpy as np
 import onnx_ir as ir
 
 from qcompiler.errors import QCompileError
-from qcompiler.lowering import correct_bias, lazy_codes
+from qcompiler.lowering import add_codes, correct_bias, lazy_codes
 from qcompiler.model.edit import add_initializer, all_nodes, clone, drop_unused, fresh_name, value_names
 from qcompiler.model.weights import weight_operands
 from qcompiler.plan import Precision, Role, TensorPlan
@@ -69,7 +69,7 @@ def _decoded(value: ir.Value, entry: TensorPlan, taken: set[str]) -> ir.Value:
         raise QCompileError(f"weight '{entry.name}' is planned without a grid, or is no constant")
     dtype, shape = tensor.dtype, tensor.shape.numpy()
     codes = ir.LazyTensor(lazy_codes(value, entry), ir.DataType.INT8, ir.Shape(shape), cache=False)
-    stored = add_initializer(home, fresh_name(taken, f"{value.name}_codes"), codes)
+    stored = add_codes(home, fresh_name(taken, f"{value.name}_codes"), codes, entry)
     factors = np.asarray(along(entry.scale, entry.spec.axis, len(shape)), dtype.numpy())
     scale = add_initializer(home, fresh_name(taken, f"{value.name}_scale"), factors)
     cast = ir.node("Cast", [stored], attributes={"to": dtype.value}, name=fresh_name(taken, f"{value.name}_cast"))

@@ -14,14 +14,23 @@ from qcompiler.model.edit import constant_of
 from qcompiler.plan import Precision, QuantSpec, Role, TensorPlan
 from qcompiler.protocols import PassKind, PassResult
 from qcompiler.quant.grid import dequantize, power_ratio_db, quantize
-from qcompiler.quant.levels import uniform_levels
+from qcompiler.quant.levels import Levels, even_levels, quantize_to_levels, uniform_levels
 from qcompiler.quant.rounding import balanced_codes
-from qcompiler.quant.weights import absmax_scale, as_rows, bias_floor, clip_search_scale, input_importance, sign_scale
+from qcompiler.quant.weights import (
+    absmax_scale,
+    as_rows,
+    bias_floor,
+    clip_search_scale,
+    input_importance,
+    level_search_scale,
+)
 from qcompiler.records import Metric, PassReport
 from qcompiler.state import Context, Fact, State
 
 LARGE = 1 << 22
 """Weights above this size get the plain scale, so that time and memory stay bounded."""
+
+BYTE_BITS = 8
 
 Use = tuple[ir.Node, int]
 """A node, and which of its inputs the weight is."""
@@ -34,8 +43,11 @@ class ScaleWeights:
     With ``search`` each channel's clip ratio minimizes the squared error of the layer's output, weighing every
     weight by the mean square of the input it multiplies (observed; all alike without statistics).
 
-    With ``balanced`` rounding, codes are chosen so that their errors cancel within each kernel and channel, which
-    keeps the mean of the output where a bias correction can only approximate it, or cannot without data.
+    Weights of fewer than 8 bits always get a search, of the scale and of the levels: integers around 0 or odd ones,
+    whichever leaves less error in the whole tensor. Their codes are the nearest levels.
+
+    With ``balanced`` rounding, codes of 8 bits are chosen so that their errors cancel within each kernel and channel,
+    which keeps the mean of the output where a bias correction can only approximate it, or cannot without data.
 
     Attributes:
         search: search the clip; False covers the largest magnitude.
@@ -80,28 +92,28 @@ class ScaleWeights:
             return tensor
         weight = np.asarray(array, np.float32)
         rows = weight.reshape(1, -1) if spec.axis is None else as_rows(weight, spec.axis)
-        top = spec.code_range[1]
-        searched = self.search and weight.size <= LARGE and spec.num_bits > 1
-        if spec.num_bits == 1:
-            scale = sign_scale(rows)
+        searched = weight.size <= LARGE and (self.search or spec.num_bits < BYTE_BITS)
+        importance = self._importance(state, node, weight.shape, spec) if searched else None
+        levels, reason = None, "clip search on the layer's output error" if searched else "largest magnitude"
+        if spec.num_bits < BYTE_BITS:
+            scale, levels, reason = _few_levels(rows, importance, spec.num_bits)
         elif searched:
-            scale = clip_search_scale(rows, self._importance(state, node, weight.shape, spec), top)
+            scale = clip_search_scale(rows, importance, spec.code_range[1])
         else:
-            scale = absmax_scale(rows, top)
-        reason = "clip search on the layer's output error" if searched else "largest magnitude"
-        reason = "mean magnitude, for signs alone" if spec.num_bits == 1 else reason
+            scale = absmax_scale(rows, spec.code_range[1])
         floor = _scale_floor(state, uses, scale.size)
         if (scale < floor).any():
             scale = np.maximum(scale, floor).astype(np.float32)
             reason += ", raised where the bias would not fit in 32 bits"
         scale = scale if spec.axis is not None else scale.reshape(())
+        first, last = spec.code_range if levels is None else (int(levels[0]), int(levels[-1]))
         return replace(
             tensor,
             scale=scale,
             zero_point=np.zeros(scale.shape, np.int32),
-            levels=uniform_levels(1) if spec.num_bits == 1 else tensor.levels,
-            clip=(-float(scale.max()) * top, float(scale.max()) * top),
-            error_db=weight_error_db(weight, scale, spec) if weight.size <= LARGE and spec.num_bits > 1 else None,
+            levels=levels,
+            clip=(float(scale.max()) * first, float(scale.max()) * last),
+            error_db=weight_error_db(weight, scale, spec, levels) if weight.size <= LARGE else None,
             reason=reason,
             decided_by=(*tensor.decided_by, self.name),
         )
@@ -122,6 +134,19 @@ class ScaleWeights:
         # A channel that was never active on the samples still keeps a little weight.
         floor = 1e-3 * float(power.mean()) + 1e-30
         return input_importance(shape, spec.axis, np.maximum(power, floor), groups)
+
+
+def _few_levels(
+    rows: NDArray[np.float32], importance: NDArray[np.float32] | None, num_bits: int
+) -> tuple[NDArray[np.float32], Levels, str]:
+    """Return scales and levels of a weight below 8 bits, and why these."""
+    uniform, even = uniform_levels(num_bits), even_levels(num_bits)
+    first, second = (level_search_scale(rows, importance, levels) for levels in (uniform, even))
+    odd = float(second[1].sum()) < float(first[1].sum())
+    scale, levels = (second[0], even) if odd else (first[0], uniform)
+    weighted = "the layer's output error" if importance is not None else "the error of the weights"
+    kind = "odd integers" if odd else "integers around 0"
+    return scale, levels, f"{levels.size} levels, {kind}, and scales with the least of {weighted}"
 
 
 def _scale_floor(state: State, uses: list[Use], channels: int) -> NDArray[np.float64]:
@@ -145,10 +170,10 @@ def _scale_floor(state: State, uses: list[Use], channels: int) -> NDArray[np.flo
 def _balanced(tensor: TensorPlan, node: ir.Node, index: int) -> TensorPlan:
     """Return the entry of a Conv's or Gemm's weight with codes whose errors cancel."""
     array, spec, scale = constant_of(node.inputs[index]), tensor.spec, tensor.scale
+    if tensor.levels is not None:
+        return tensor  # the errors of few levels are no longer small against a code
     if array is None or spec is None or scale is None or array.size > LARGE or spec.axis is None:
         return tensor
-    if spec.num_bits == 1:
-        return tensor  # there is no code to move to
     if node.op_type not in ("Conv", "Gemm"):
         return tensor  # inputs of other products are centered: there is no shift to cancel
     weight = np.asarray(array, np.float32)
@@ -159,10 +184,14 @@ def _balanced(tensor: TensorPlan, node: ir.Node, index: int) -> TensorPlan:
     return replace(tensor, codes=codes, reason=f"{tensor.reason}; rounding errors cancel per kernel and channel")
 
 
-def weight_error_db(weight: NDArray[np.float32], scale: NDArray[np.float32], spec: QuantSpec) -> float | None:
-    """Return the SQNR of a weight on its grid, in dB; None if the grid holds it exactly."""
+def weight_error_db(
+    weight: NDArray[np.float32], scale: NDArray[np.float32], spec: QuantSpec, levels: Levels | None = None
+) -> float | None:
+    """Return the SQNR of a weight on its grid, or on some levels of it, in dB; None if they hold it exactly."""
     zero = np.zeros(scale.shape, np.int32)
-    codes = quantize(weight, scale, zero, spec.code_range, spec.axis)
+    codes: NDArray[np.integer] = quantize(weight, scale, zero, spec.code_range, spec.axis)
+    if levels is not None:
+        codes = quantize_to_levels(weight, scale, levels, spec.axis)
     error = weight - dequantize(codes, scale, zero, spec.axis)
     signal, noise = (float(np.square(a, dtype=np.float64).sum()) for a in (weight, error))
     return power_ratio_db(signal, noise)

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from qcompiler.lowering import weight_codes
 from qcompiler.model.edit import all_nodes, constant_of
+from qcompiler.model.folding import folded
 from qcompiler.plan import CompressionPlan, Precision, Role, TensorPlan
 from qcompiler.quant.grid import along, dequantize
 
@@ -20,7 +21,8 @@ def differing_constant(before: ir.Model, after: ir.Model, plan: CompressionPlan)
     """Return which planned value a lowered graph holds otherwise, in words, or "" if every one is as planned.
 
     Weights must decode to exactly the plan's values, biases to the planned ones within half a step, and
-    activations must have the planned scale and zero point. What is not lowered yet is not looked at.
+    activations must have the planned scale and zero point. What is not lowered yet is not looked at; what an earlier
+    pass has lowered must decode to the same values again, however it is stored now.
 
     Args:
         before: the model that was lowered, with float weights.
@@ -36,6 +38,8 @@ def differing_constant(before: ir.Model, after: ir.Model, plan: CompressionPlan)
             entry = plan.tensors.get(value.name or "") if value is not None else None
             weight = constant_of(value) if entry is not None and entry.role is Role.WEIGHT else None
             decoded = _decoded_weight(lowered, index) if weight is not None else None
+            if weight is None and _stores_otherwise(node, lowered, index):
+                return f"the weight of node '{node.name}' does not decode to its planned values"
             if entry is None or weight is None or decoded is None:
                 continue
             if not np.array_equal(decoded, _planned_weight(weight, entry, decoded.dtype)):
@@ -69,6 +73,32 @@ def _planned_weight(weight: NDArray[Any], entry: TensorPlan, dtype: np.dtype[Any
     return np.asarray(codes.astype(dtype) * along(entry.scale, entry.spec.axis, codes.ndim).astype(dtype))
 
 
+def _stores_otherwise(node: ir.Node, lowered: ir.Node, index: int) -> bool:
+    """Return True if a weight that was stored in integers before is stored anew, and decodes to other values."""
+    before, after = (_codes_of(n, index) for n in (node, lowered))
+    if before is None or before.const_value is None:
+        return False
+    if after is not None and after.const_value is before.const_value:
+        return False
+    first, second = (_decoded_weight(n, index) for n in (node, lowered))
+    return first is None or second is None or not np.array_equal(first, second)
+
+
+def _codes_of(node: ir.Node, index: int) -> ir.Value | None:
+    """Return the value that holds the codes of a lowered node's weight, None if it is not stored in integers."""
+    value = node.inputs[index] if index < len(node.inputs) else None
+    maker = value.producer() if value is not None else None
+    if maker is None or maker.op_type == "DequantizeLinear":
+        return maker.inputs[0] if maker is not None else None
+    if maker.op_type != "Mul" or len(maker.inputs) != 2:
+        return None
+    cast = maker.inputs[0].producer() if maker.inputs[0] is not None else None
+    if cast is not None and cast.op_type == "Cast":
+        return cast.inputs[0]
+    product = _integer_product(node)
+    return product.inputs[1] if product is not None else None
+
+
 def _decoded_weight(node: ir.Node, index: int) -> NDArray[Any] | None:
     """Return what a lowered node multiplies its input by, None if that is not stored in integers."""
     value = node.inputs[index] if index < len(node.inputs) else None
@@ -82,23 +112,29 @@ def _decoded_weight(node: ir.Node, index: int) -> NDArray[Any] | None:
         return None
     cast, scale = parts[0].producer(), constant_of(parts[1])
     if cast is not None and cast.op_type == "Cast" and scale is not None:
-        codes = constant_of(cast.inputs[0])
+        codes = folded(cast.inputs[0])
         return None if codes is None else np.asarray(codes.astype(scale.dtype) * scale)
     return _dynamic(node, scale)
 
 
 def _dynamic(node: ir.Node, scale: NDArray[Any] | None) -> NDArray[Any] | None:
     """Return the weight of an integer product whose inputs get their scale at run time."""
-    cast = node.inputs[0].producer() if node.inputs[0] is not None else None
-    value = cast.inputs[0] if cast is not None else None
-    product = value.producer() if value is not None else None
-    codes = constant_of(product.inputs[1]) if product is not None and product.op_type == "MatMulInteger" else None
+    product = _integer_product(node)
+    codes = folded(product.inputs[1]) if product is not None else None
     return None if codes is None or scale is None else np.asarray(codes.astype(np.float32) * scale, np.float32)
+
+
+def _integer_product(node: ir.Node) -> ir.Node | None:
+    """Return the MatMulInteger whose result a node scales, None for any other node."""
+    cast = node.inputs[0].producer() if node.inputs and node.inputs[0] is not None else None
+    value = cast.inputs[0] if cast is not None and cast.inputs else None
+    product = value.producer() if value is not None else None
+    return product if product is not None and product.op_type == "MatMulInteger" else None
 
 
 def _dequantized(node: ir.Node) -> NDArray[np.float32] | None:
     """Return what a DequantizeLinear makes of constants, None if its input is computed."""
-    codes, scale = constant_of(node.inputs[0]), constant_of(node.inputs[1])
+    codes, scale = folded(node.inputs[0]), constant_of(node.inputs[1])
     zero_point = constant_of(node.inputs[2]) if len(node.inputs) > 2 else None
     if codes is None or scale is None:
         return None

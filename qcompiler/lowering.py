@@ -46,6 +46,22 @@ def lazy_codes(value: ir.Value, entry: TensorPlan) -> Callable[[], ir.TensorProt
     return compute
 
 
+_CODES_OF = "codes of"
+"""Key under which a constant names the planned weight whose codes it holds; not written to files."""
+
+
+def add_codes(graph: ir.Graph, name: str, tensor: ir.TensorProtocol, entry: TensorPlan) -> ir.Value:
+    """Add a weight's int8 codes to a graph as a constant that ``weight_of`` knows, and return its value."""
+    value = add_initializer(graph, name, tensor)
+    value.meta[_CODES_OF] = entry.name
+    return value
+
+
+def weight_of(value: ir.Value) -> str:
+    """Return the name of the planned weight whose int8 codes a constant holds, "" for any other value."""
+    return str(value.meta.get(_CODES_OF, ""))
+
+
 def correct_bias(graph: ir.Graph, node: ir.Node, plan: CompressionPlan, taken: set[str]) -> None:
     """Add the planned correction to a node's bias, which it may not have had; none is planned for most nodes."""
     entry = plan.tensors.get(f"{node.name}:bias")

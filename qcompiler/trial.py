@@ -27,7 +27,7 @@ FINISHING: tuple[tuple[Fact, str], ...] = (
 )
 """What is run, in order, for every fact that a state lacks."""
 
-LOSSLESS = frozenset({"pack-constants"})
+LOSSLESS = frozenset({"pack-bits", "pack-constants"})
 """Lowering passes that change no value: a trial does without."""
 
 WORTHLESS_DB = -200.0

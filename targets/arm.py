@@ -10,7 +10,7 @@ from typing import ClassVar
 from qcompiler.errors import UsageError
 from qcompiler.protocols import OpRule
 from qcompiler.runtime.ort_cpu import ACTIVATION_BITS, ORT_CPU_RULES, WEIGHT_BITS
-from qcompiler.runtime.table_target import TableTarget
+from qcompiler.runtime.table_target import PACKED_LOWERING, TableTarget
 
 DEFAULT_PROFILE = "cortex-a76"
 
@@ -42,6 +42,7 @@ class Arm(TableTarget):
     profiles: ClassVar[tuple[str, ...]] = tuple(PROFILES)
     runtime_name: ClassVar[str] = "onnxruntime"
     table: ClassVar[tuple[OpRule, ...]] = ORT_CPU_RULES
+    lowering: ClassVar[tuple[str, ...]] = PACKED_LOWERING
     weight_bits: ClassVar[frozenset[int]] = WEIGHT_BITS
     activation_bits: ClassVar[frozenset[int]] = ACTIVATION_BITS
     files: ClassVar[tuple[str, ...]] = ("model.ort", "model.required_operators.config")

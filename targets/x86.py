@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from qcompiler.protocols import OpRule
 from qcompiler.runtime.ort_cpu import ACTIVATION_BITS, ORT_CPU_RULES, WEIGHT_BITS
-from qcompiler.runtime.table_target import TableTarget
+from qcompiler.runtime.table_target import PACKED_LOWERING, TableTarget
 
 
 @dataclass(frozen=True)
@@ -19,6 +19,7 @@ class X86(TableTarget):
     summary: ClassVar[str] = "x86-64 (AVX2 or newer), ONNX Runtime CPU, u8 activations, s8 weights per channel"
     runtime_name: ClassVar[str] = "onnxruntime"
     table: ClassVar[tuple[OpRule, ...]] = ORT_CPU_RULES
+    lowering: ClassVar[tuple[str, ...]] = PACKED_LOWERING
     weight_bits: ClassVar[frozenset[int]] = WEIGHT_BITS
     activation_bits: ClassVar[frozenset[int]] = ACTIVATION_BITS
 

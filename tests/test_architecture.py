@@ -20,7 +20,7 @@ TIERS: tuple[frozenset[str], ...] = tuple(
     frozenset(names.split())
     for names in (
         "errors",
-        "counts quant",
+        "codec counts quant",
         "plan records recipe",
         "recipe_file state",
         "protocols",

@@ -42,7 +42,7 @@ def targets_command(as_json: bool) -> int:
                 row["name"],
                 row["default"],
                 ", ".join(row["profiles"]) or "-",
-                f"W{'/'.join(map(str, row['weight_bits']))} A{'/'.join(map(str, row['activation_bits']))}",
+                f"W{_widths(row['weight_bits'])} A{_widths(row['activation_bits'])}",
                 "yes" if row["executes_here"] else "no",
                 row["summary"],
             )
@@ -50,6 +50,12 @@ def targets_command(as_json: bool) -> int:
         ],
     )
     return 0
+
+
+def _widths(known: list[int]) -> str:
+    """Return widths as ``4/8``, or ``1-8`` where none is missing between the first and the last of many."""
+    first, last = known[0], known[-1]
+    return f"{first}-{last}" if len(known) == last - first + 1 > 2 else "/".join(map(str, known))
 
 
 @click.command("passes", cls=SectionCommand, short_help="List the passes and their options.")

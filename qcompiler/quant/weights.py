@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qcompiler.quant.grid import SMALLEST_SCALE, Float32
+from qcompiler.quant.levels import Levels, nearest_level
 
 CLIP_RATIOS = np.linspace(1.0, 0.7, 31)
 
@@ -29,22 +30,6 @@ def absmax_scale(rows: Float32, top: int) -> Float32:
     peak = np.abs(rows).max(1) if rows.shape[1] else np.zeros(len(rows), np.float32)
     scale = np.where(peak > 0, peak / np.float32(top), np.float32(1))
     return np.maximum(scale, np.float32(SMALLEST_SCALE)).astype(np.float32)
-
-
-def sign_scale(rows: Float32) -> Float32:
-    """Return the scale with which signs alone are nearest to each row: its mean magnitude.
-
-    Source: Rastegari et al., "XNOR-Net" (2016), equation 6.
-
-    Args:
-        rows: float32, shape (channels, weights per channel).
-
-    Returns:
-        float32, shape (channels,). A row of zeros gets scale 1.
-    """
-    mean = np.abs(rows).mean(1) if rows.shape[1] else np.zeros(len(rows), np.float32)
-    scale = np.where(mean > 0, mean, np.float32(1))
-    return np.asarray(np.maximum(scale, np.float32(SMALLEST_SCALE)), np.float32)
 
 
 def clip_search_scale(rows: Float32, importance: Float32 | None, top: int) -> Float32:
@@ -72,6 +57,73 @@ def clip_search_scale(rows: Float32, importance: Float32 | None, top: int) -> Fl
         better = total < best_error * (1 - 1e-6)
         best, best_error = np.where(better, scale, best), np.where(better, total, best_error)
     return np.maximum(best, np.float32(SMALLEST_SCALE)).astype(np.float32)
+
+
+LEVEL_RATIOS = np.geomspace(1.0, 0.12, 16)
+"""Shares of the range that a few levels cover at first: of a bell curve, one bit covers a fifth at its best."""
+LEVEL_ROUNDS = 3
+_CHUNK = 1 << 20
+
+
+def level_search_scale(
+    rows: Float32, importance: Float32 | None, levels: Levels
+) -> tuple[Float32, NDArray[np.float64]]:
+    """Return the per-channel scale with the least weighted squared error of the nearest levels, and that error.
+
+    From every share of a row's range in ``LEVEL_RATIOS``, nearest levels and the scale that is best for them in the
+    sense of least squares follow each other for a few rounds.
+
+    Args:
+        rows: float32, shape (channels, weights per channel).
+        importance: float32, shape (weights per channel,) or (channels, weights per channel), or None: see
+            ``clip_search_scale``.
+        levels: sorted int8, with a positive one.
+
+    Returns:
+        float32 scales and float64 errors, both of shape (channels,). A row of zeros gets scale 1.
+
+    Source: Lloyd, "Least Squares Quantization in PCM" (1982), section III. Differs: the levels keep their proportions,
+    only their common scale moves.
+    """
+    scale, error = np.ones(len(rows), np.float32), np.zeros(len(rows))
+    step = max(1, _CHUNK // max(rows.shape[1], 1))
+    for start in range(0, len(rows), step):
+        part = slice(start, start + step)
+        shared = importance is None or importance.ndim == 1
+        weight = np.float32(1) if importance is None else importance if shared else importance[part]
+        scale[part], error[part] = _level_search(rows[part], weight, levels)
+    return scale, error
+
+
+def _level_search(rows: Float32, weight: Float32 | np.float32, levels: Levels) -> tuple[Float32, NDArray[np.float64]]:
+    """Return what ``level_search_scale`` returns, for a few rows at once."""
+    top, bottom = float(levels[-1]), float(levels[0])
+    full = np.maximum(rows.max(1, initial=0.0) / top, rows.min(1, initial=0.0) / min(bottom, -1.0))
+    full = np.where(full > 0, full, 1.0)
+    best, least = full, np.full(len(rows), np.inf)
+    for ratio in LEVEL_RATIOS:
+        scale = full * ratio
+        for _ in range(LEVEL_ROUNDS):
+            scale = np.maximum(scale, SMALLEST_SCALE)
+            near = _nearest(rows / scale[:, None].astype(np.float32), levels)
+            error = np.sum(
+                weight * np.square(rows - near * scale[:, None].astype(np.float32)), axis=1, dtype=np.float64
+            )
+            better = error < least * (1 - 1e-6)
+            best, least = np.where(better, scale, best), np.where(better, error, least)
+            own = np.sum(weight * near * near, axis=1, dtype=np.float64)
+            fitted = np.sum(weight * near * rows, axis=1, dtype=np.float64) / np.where(own > 0, own, 1.0)
+            scale = np.where(fitted > 0, fitted, scale)
+    return np.maximum(best, SMALLEST_SCALE).astype(np.float32), least
+
+
+def _nearest(values: Float32, levels: Levels) -> Float32:
+    """Return the nearest level of each value as float32; quick where levels stand at equal distances."""
+    steps = np.diff(levels.astype(np.int16))
+    if not steps.size or (steps != steps[0]).any():
+        return nearest_level(values, levels).astype(np.float32)
+    first, step = np.float32(levels[0]), np.float32(steps[0])
+    return np.asarray(np.clip(np.rint((values - first) / step), 0, steps.size) * step + first, np.float32)
 
 
 def bias_floor(bias: NDArray[np.floating], low: float, high: float, levels: int) -> NDArray[np.float64]:

@@ -17,7 +17,7 @@ S8 = QuantSpec(num_bits=8, signed=True, symmetric=True)
 S8_CHANNEL = QuantSpec(num_bits=8, signed=True, symmetric=True, axis=0)
 
 WEIGHT_BITS = frozenset(range(1, 9))
-"""Widths of weights; the codes of narrower ones are int8 values when the runtime reads them."""
+"""Widths of weights; those below 8 bits are packed in the file, and become int8 when a session loads."""
 ACTIVATION_BITS = frozenset({4, 8})
 """Widths of activations; codes of 4 bits are 8-bit codes that a Clip keeps below 16."""
 

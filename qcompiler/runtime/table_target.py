@@ -12,6 +12,8 @@ from qcompiler.runtime.ort_cpu import FLOAT_REASONS, find_rule
 
 QDQ_LOWERING = ("insert-qdq", "insert-dynamic", "pack-weights", "pack-constants")
 """The passes that write a plan as a QDQ graph."""
+PACKED_LOWERING = (*QDQ_LOWERING, "pack-bits")
+"""The same for ONNX Runtime, which computes what follows from constants when it loads a session."""
 
 
 @dataclass(frozen=True)

@@ -34,9 +34,13 @@ BEFORE: dict[str, tuple[str, ...]] = {
     "insert-qdq": BEFORE_LOWERING,
     "insert-dynamic": BEFORE_LOWERING,
     "pack-weights": BEFORE_LOWERING,
+    "pack-bits": (*BEFORE_LOWERING, "insert-qdq"),
     "pack-constants": BEFORE_LOWERING,
 }
 """Pass -> what has run before it."""
+
+BITS = {"allocate-bits": "W4A8", "pack-bits": "W4A8"}
+"""Pass -> widths that it needs to find something to do; W8A8 for all others."""
 
 
 def half_net() -> onnx.ModelProto:
@@ -89,6 +93,7 @@ MODELS: dict[str, Callable[[], onnx.ModelProto]] = {
     "equalize-channels": uneven_net,
     "insert-dynamic": token_net,
     "pack-weights": token_net,
+    "pack-bits": lambda: conv_net(channels=32),
     "pack-constants": table_net,
 }
 """Pass -> a model in which it finds something to do; all others take ``conv_net``."""
@@ -99,7 +104,7 @@ def before(name: str) -> tuple[State, Context]:
     proto = MODELS.get(name, lambda: conv_net(channels=16))()
     state = start(proto)
     data = samples(state.model, free=3)
-    where = context("x86", data, bits="W4A8" if name == "allocate-bits" else "W8A8")
+    where = context("x86", data, bits=BITS.get(name, "W8A8"))
     return run_passes(state, where, *BEFORE[name]), where
 
 

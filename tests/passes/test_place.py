@@ -292,7 +292,7 @@ def test_widths_of_the_recipe_are_those_of_the_plan():
     [
         ("arm", "W8A16", r"target 'arm:cortex-a76' runs no 16-bit activations; it runs 4 and 8\. Use --bits W8A8 or"),
         ("openvino", "W4A8", r"target 'openvino' runs no 4-bit weights; it runs 8\. Use --bits W8A8 or another target"),
-        ("nnapi", "W4A8", r"runs no 4-bit weights; it runs 8\. Use --bits W8A8 or"),
+        ("openvino", "W4A4", r"runs no 4-bit weights; it runs 8\. Use --bits W8A8 or"),
         ("openvino", "W8A4", r"target 'openvino' runs no 4-bit activations; it runs 8\."),
         ("nnapi", "W8A16", "runs no 16-bit activations"),
     ],
@@ -302,6 +302,16 @@ def test_widths_that_a_target_does_not_take(target, bits, message):
     with pytest.raises(UsageError, match=message) as caught:
         make_pass("place").run(state, context(target, samples(state.model, 1), bits=bits))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("target", ["arm", "x86", "reference"])
+@pytest.mark.parametrize("width", range(1, 9))
+def test_weights_of_few_bits_run_in_integers(target, width):
+    state = start(conv_net())
+    plan = make_pass("place").run(state, context(target, samples(state.model, 1), bits=f"W{width}A8")).state.plan
+    weights = [t for t in plan.tensors.values() if t.role is Role.WEIGHT]
+    assert {t.spec.num_bits for t in weights} == {width}
+    assert {n.precision for n in plan.nodes.values() if n.op_type == "Conv"} == {Precision.INTEGER}
 
 
 def test_widths_of_a_rule_that_a_target_does_not_take():

@@ -58,7 +58,7 @@ def test_a_thinned_frontier_keeps_its_hull_and_stays_close(monkeypatch):
     sizes, losses = np.asarray(plain(points)).T
     assert (np.diff(sizes) > 0).all()
     assert (np.diff(losses) < 0).all()
-    hull = {p for p in plain(supported(chosen))}
+    hull = set(plain(supported(chosen)))
     assert all(any(a <= s and b <= loss for a, b in plain(points)) for s, loss in hull)
     for share in (0.3, 0.5, 0.8):
         limit = int(sizes[0] + share * (sizes[-1] - sizes[0]))
