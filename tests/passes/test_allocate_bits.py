@@ -93,9 +93,8 @@ def test_rules_are_kept_and_the_others_share_what_is_left():
     found = {n.name: widths(done.state).get(n.inputs[1].name) for n in state.model.graph if len(n.inputs) > 1}
     assert (found["fc"], found["dw"]) == (7, 2)
     assert done.state.bit_search.chosen.mean_bits <= 4
-    assert (
-        "set by [match]" in [t.reason for t in done.state.plan.tensors.values() if t.spec and t.spec.num_bits == 7][0]
-    )
+    reasons = {t.reason for t in done.state.plan.tensors.values()}
+    assert {"7 bits: set by [match]", "2 bits: set by [match]"} <= reasons
 
 
 def test_eight_bits_stay_where_they_fit_the_size():
