@@ -85,7 +85,7 @@ class Repair:
         point = next_point(search, verdict, self.context.recipe)
         if point is None:
             return None
-        more = point.stored_bytes > search.chosen.stored_bytes
+        more = point.loss < search.chosen.loss
         if more and not self.damages:
             self.damages = ranked_damage(self.planned, self.context)
         state, changed = rewidened(self.planned, search, point)

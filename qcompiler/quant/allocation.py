@@ -54,8 +54,8 @@ class Item:
         return -(-bits * self.weights // 8)
 
     def stored_bytes(self, bits: int) -> int:
-        """Return the bytes of the codes and of what unpacks them."""
-        return self.code_bytes(bits) + (self.packing_bytes if bits < 8 else 0)
+        """Return the bytes of the codes and of what unpacks them; whole bytes are kept where packing saves nothing."""
+        return min(self.code_bytes(bits) + self.packing_bytes, self.weights) if bits < 8 else self.weights
 
     def loss_at(self, bits: int) -> float:
         """Return the predicted rise of the loss at one of the widths."""

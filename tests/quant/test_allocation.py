@@ -99,7 +99,8 @@ def test_latency_is_a_budget_too():
 
 def test_codes_take_whole_bytes():
     assert [item(weights=3).code_bytes(bits) for bits in (1, 3, 8)] == [1, 2, 3]
-    assert [item(weights=3, packing_bytes=600).stored_bytes(bits) for bits in (1, 8)] == [601, 3]
+    assert [item(weights=3, packing_bytes=600).stored_bytes(bits) for bits in (1, 8)] == [3, 3]
+    assert [item(packing_bytes=600).stored_bytes(bits) for bits in (1, 3, 8)] == [725, 975, 1000]
 
 
 def test_a_mean_grants_the_rounding_to_whole_bytes():
