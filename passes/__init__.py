@@ -9,6 +9,7 @@ PASSES: dict[str, str] = {
     "estimate-statistics": "qcompiler.passes.estimate_statistics:EstimateStatistics",
     "place": "qcompiler.passes.place:Place",
     "observe": "qcompiler.passes.observe:Observe",
+    "allocate-bits": "qcompiler.passes.allocate_bits:AllocateBits",
     "calibrate": "qcompiler.passes.calibrate:Calibrate",
     "scale-weights": "qcompiler.passes.scale_weights:ScaleWeights",
     "correct-bias": "qcompiler.passes.correct_bias:CorrectBias",
@@ -37,13 +38,22 @@ WITH_DATA = (
     "equalize-channels",
     "place",
     "observe",
+    "allocate-bits",
     "scale-weights",
     "calibrate",
     "correct-bias",
 )
 """Default order of -O1 with calibration data; the target's lowering passes follow."""
 
-WITHOUT_DATA = (*_REWRITES, "estimate-statistics", "place", "scale-weights", "calibrate", "correct-bias")
+WITHOUT_DATA = (
+    *_REWRITES,
+    "estimate-statistics",
+    "place",
+    "allocate-bits",
+    "scale-weights",
+    "calibrate",
+    "correct-bias",
+)
 """Default order of -O1 without data."""
 
 IMPROVING: dict[int, tuple[str, ...]] = {2: (), 3: ()}
@@ -59,7 +69,7 @@ TRAINING = ("fine-tune",)
 SETTLING = frozenset({"correct-bias"})
 """Passes that run again behind each of these: what they decide follows from what a search changed."""
 
-_PLAIN = ("scale-weights{rounding=nearest}", "calibrate{method=minmax}")
+_PLAIN = ("allocate-bits{measured=false}", "scale-weights{rounding=nearest}", "calibrate{method=minmax}")
 
 MINIMAL = {
     True: (*_REWRITES, "place", "observe", *_PLAIN),

@@ -86,7 +86,7 @@ class _Placer:
         known: Mapping[str, TensorStatistics] | None,
     ) -> None:
         self.model, self.target, self.known = model, target, known
-        self.rules, self.weight_bits = recipe.rules, recipe.weight_bits
+        self.recipe, self.weight_bits = recipe, recipe.weight_bits
         self.activations = QuantSpec(num_bits=recipe.activation_bits, signed=False)
         self.nodes = list(model.graph)
         self.opset = model.opset_imports.get("", MIN_OPSET)
@@ -105,7 +105,7 @@ class _Placer:
     def _refuse_idle_rules(self) -> None:
         names = {v.name or "" for g in self.model.graphs() for v in g.initializers.values()}
         names |= {n.name or "" for n in self.model.graph.all_nodes()}
-        for rule in self.rules:
+        for rule in self.recipe.rules:
             if not any(re.search(rule.pattern, name) for name in names):
                 raise UsageError(
                     f'[match."{rule.pattern}"] matches no node and no constant of the model; '
@@ -175,12 +175,8 @@ class _Placer:
         return _Choice(Precision.INTEGER, f"fused into {producer.name}", self.choices[producer].rule, fused=True)
 
     def _recipe_rule(self, node: ir.Node) -> MatchRule | None:
-        names = [node.name or ""] + [v.name or "" for v in node.inputs if v is not None and v.is_initializer()]
-        found = None
-        for rule in self.rules:
-            if any(re.search(rule.pattern, name) for name in names):
-                found = rule
-        return found
+        constants = [v.name or "" for v in node.inputs if v is not None and v.is_initializer()]
+        return self.recipe.rule_of([node.name or "", *constants])
 
     # -- demotions, repeated until nothing changes -----------------------------------------------
 

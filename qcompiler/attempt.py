@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -60,6 +61,7 @@ class Attempts:
     Attributes:
         lowering: the target's lowering passes, and behind them those that the user named.
         watch: is told how long each stage took.
+        rescale: gives weights whose width was changed their scales and codes.
     """
 
     job: Job
@@ -67,6 +69,7 @@ class Attempts:
     context: Context
     lowering: tuple[Pass, ...]
     watch: Stopwatch
+    rescale: Callable[[State], State]
 
     def make(self, planned: State, folder: Path, *, repairing: bool = True) -> Attempt:
         """Return what becomes of a plan; the files of the last try lie in the folder.
@@ -76,7 +79,7 @@ class Attempts:
             folder: where to write.
             repairing: take back what damages most where a floor is missed.
         """
-        repair, state, timed = Repair(self.context, planned), planned, self.watch.timed
+        repair, state, timed = Repair(self.context, planned, self.rescale), planned, self.watch.timed
         while True:
             lowered, reports = timed("lowering", self._lower, state, folder)
             files = timed("writing", self._write, lowered, folder)

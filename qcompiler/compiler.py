@@ -7,14 +7,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from qcompiler.acceptance import with_judges
 from qcompiler.attempt import Attempt, Attempts, dumped
+from qcompiler.bit_repair import rescaling
 from qcompiler.budget import Budget
 from qcompiler.data import Subset
 from qcompiler.errors import FloorMissed, NothingToCompress, QCompileError, UsageError
 from qcompiler.improvement import Improvement, improves, worth_improving
 from qcompiler.interrupts import finish_on_signals
 from qcompiler.job import Job, Stopwatch
-from qcompiler.layers import histograms, kept_constants, layer_reports
+from qcompiler.layers import frontier_report, histograms, kept_constants, layer_reports
 from qcompiler.model.load import load_model
 from qcompiler.model.save import OutputFolder
 from qcompiler.passes import IMPROVING, MINIMAL, SETTLING, TRAINING, WITH_DATA, WITHOUT_DATA
@@ -36,7 +38,7 @@ from qcompiler.runtime.machine import machine_name, versions
 from qcompiler.samples import prepare_samples
 from qcompiler.shared_plan import SEPARATOR, places_alike, with_shared_plan
 from qcompiler.state import Context, Fact, Progress, State, no_progress
-from qcompiler.trial import Trial, layer_levels
+from qcompiler.trial import layer_levels
 
 NAMED_SKIPS = 5
 LEVEL_SAMPLES = 2
@@ -171,13 +173,12 @@ class _Compilation:
     def describe(self) -> list[str]:
         """Return the passes and, after placement, the precision of every node, as lines."""
         passes = self._passes()
-        context = replace(self._context(), trial=None)
+        context = replace(self._context(), trial=None, acceptable=None)
         cut = next((i + 1 for i, p in enumerate(passes) if p.name == "place"), len(passes))
         state, _ = Pipeline(passes[:cut], check=False).run(self._start(), context)
         lines = [f"target {self.target.full_name}", "passes: " + ", ".join(p.name for p in passes)]
-        for node in state.plan.nodes.values():
-            lines.append(f"  {node.precision:<12} {node.op_type:<20} {node.name}  ({node.reason})")
-        return lines
+        nodes = state.plan.nodes.values()
+        return [*lines, *(f"  {n.precision:<12} {n.op_type:<20} {n.name}  ({n.reason})" for n in nodes)]
 
     def _refuse_nothing(self, state: State, reports: Sequence[PassReport]) -> None:
         """Raise NothingToCompress if a plan compresses nothing, unless the user accepts that."""
@@ -206,10 +207,7 @@ class _Compilation:
         )
         if self.output is not None:
             context = replace(context, checkpoint=job.checkpoint(self.target, self.output.folder))
-        searching = job.recipe.effort > 0 and job.recipe.replay is None
-        if samples.acceptance is None or not searching:
-            return context
-        return replace(context, trial=Trial(job.loaded.model, self.target, samples.acceptance, context))
+        return with_judges(context, job.loaded.model, samples)
 
     def _start(self) -> State:
         plan = CompressionPlan()
@@ -277,8 +275,14 @@ class _Compilation:
         return place_measured(state, reports, job)
 
     def _attempts(self, context: Context) -> Attempts:
-        lowering = self._lowering_passes()
-        return Attempts(job=self.job, target=self.target, context=context, lowering=lowering, watch=self.watch)
+        return Attempts(
+            job=self.job,
+            target=self.target,
+            context=context,
+            lowering=self._lowering_passes(),
+            watch=self.watch,
+            rescale=rescaling(self._passes(), context),
+        )
 
     # -- report ------------------------------------------------------------------------------------
 
@@ -322,6 +326,8 @@ class _Compilation:
             choices=dict(state.plan.choices),
             card=quantization_card(facts),
             layer_times=best.gate.layer_times,
+            frontier=frontier_report(best.state),
+            damages=tuple(best.repair.damages),
             stage_seconds=dict(self.watch.seconds),
             machine=machine_name(),
             search=search,

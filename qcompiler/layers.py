@@ -16,8 +16,9 @@ from qcompiler.model.weights import (
     weight_operands,
 )
 from qcompiler.plan import CompressionPlan, Precision, Role, TensorPlan
+from qcompiler.quant.allocation import Allocation
 from qcompiler.quant.histogram import TensorStatistics
-from qcompiler.records import IntegerShare, LayerReport, PassReport, Skip, TensorHistogram
+from qcompiler.records import Frontier, FrontierPoint, IntegerShare, LayerReport, PassReport, Skip, TensorHistogram
 from qcompiler.runtime.optimized import COMPUTE_OPS
 from qcompiler.state import State
 
@@ -166,6 +167,31 @@ def _outlier_ratio(statistics: TensorStatistics) -> float:
     low = edges[int(np.searchsorted(share, 0.0005, side="right"))]
     high = edges[min(int(np.searchsorted(share, 0.9995)) + 1, len(edges) - 1)]
     return float((statistics.high - statistics.low) / max(high - low, 1e-30))
+
+
+MAX_FRONTIER = 160
+"""Points of the size/loss frontier that a report holds."""
+
+
+def frontier_report(state: State) -> Frontier | None:
+    """Return the frontier that widths were chosen from, None where none was made."""
+    search = state.bit_search
+    if search is None:
+        return None
+
+    def point(found: Allocation) -> FrontierPoint:
+        size = search.fixed_bytes + found.stored_bytes
+        return FrontierPoint(file_bytes=size, mean_bits=round(found.mean_bits, 4), loss=float(f"{found.loss:.6g}"))
+
+    count = min(MAX_FRONTIER, len(search.points))
+    spread = np.unique(np.linspace(0, len(search.points) - 1, count).round().astype(int))
+    return Frontier(
+        points=tuple(point(search.points[i]) for i in spread),
+        chosen=point(search.chosen),
+        unit=search.unit,
+        correlation=None if search.correlation is None else round(search.correlation, 4),
+        checked=search.checked,
+    )
 
 
 def histograms(state: State) -> tuple[TensorHistogram, ...]:

@@ -12,10 +12,11 @@ from numpy.typing import NDArray
 
 from qcompiler.errors import QCompileError
 from qcompiler.model.edit import add_initializer, constant_of, fresh_name, tensor_array
-from qcompiler.model.weights import has_row_bias
+from qcompiler.model.weights import channel_axis_of, has_row_bias, scales_operands
 from qcompiler.plan import CompressionPlan, Precision, TensorPlan
-from qcompiler.quant.grid import quantize
+from qcompiler.quant.grid import dequantize, quantize
 from qcompiler.quant.levels import quantize_to_levels
+from qcompiler.state import State
 
 
 def weight_codes(weight: NDArray[Any], entry: TensorPlan) -> NDArray[np.int8]:
@@ -75,6 +76,45 @@ def correct_bias(graph: ir.Graph, node: ir.Node, plan: CompressionPlan, taken: s
     value = add_initializer(graph, fresh_name(taken, f"{node.name}_b"), corrected)
     node.resize_inputs(3)
     node.replace_input_with(2, value)
+
+
+def mean_shift(state: State, node: ir.Node, rounded: NDArray[np.floating] | None = None) -> NDArray[np.float64] | None:
+    """Return E[(W_q - W) x] of a Conv or Gemm, float64 of shape (output channels,), or None if E[x] is unknown.
+
+    Args:
+        state: observed, and with a scale for the node's weight where ``rounded`` is not given.
+        node: a node of its model.
+        rounded: floating, shape of the weight: W_q; None takes the planned one.
+    """
+    transposed = node.attributes.get("transA")
+    if scales_operands(node) or not has_row_bias(node) or (transposed is not None and transposed.as_int()):
+        return None
+    data, value = node.inputs[0], node.inputs[1]
+    weight = constant_of(value)
+    statistics = state.statistics.get(data.name or "") if data is not None else None
+    if rounded is None and value is not None and weight is not None:
+        rounded = _dequantized(weight, state.plan.tensors.get(value.name or ""))
+    if weight is None or rounded is None or statistics is None:
+        return None
+    error = rounded.astype(np.float64) - weight
+    mean = statistics.channel_mean
+    if node.op_type == "Gemm":
+        rows = error if channel_axis_of(node, 1) == 0 else error.T
+        return rows @ mean if rows.shape[1] == mean.size else None
+    attribute = node.attributes.get("group")
+    groups = attribute.as_int() if attribute is not None else 1
+    taps = error.reshape(error.shape[0], error.shape[1], -1).sum(2)
+    if taps.shape[1] * groups != mean.size:
+        return None
+    per_group = np.repeat(mean.reshape(groups, -1), error.shape[0] // groups, axis=0)
+    return np.asarray((taps * per_group).sum(1))
+
+
+def _dequantized(weight: NDArray[Any], entry: TensorPlan | None) -> NDArray[np.float32] | None:
+    if entry is None or entry.scale is None or entry.zero_point is None:
+        return None
+    axis = entry.spec.axis if entry.spec is not None else None
+    return dequantize(weight_codes(weight, entry), entry.scale, entry.zero_point, axis)
 
 
 CHANNEL_MULTIPLE = 4

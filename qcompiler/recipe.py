@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
@@ -15,6 +15,7 @@ METRICS = ("auto", "top1", "sqnr", "cosine")
 VERIFIERS = ("host", "emulate")
 WEIGHT_BITS = range(1, 9)
 ACTIVATION_BITS = (4, 8, 16)
+ALLOCATIONS = ("limits", "mixed", "uniform", "auto")
 
 OptionValue: TypeAlias = bool | int | float | str
 
@@ -125,6 +126,9 @@ class Recipe:
         metric: "auto", "top1", "sqnr", "cosine" or ``module:function``.
         weight_bits: width of a weight's codes, 1 to 8; what a target runs is checked against its table.
         activation_bits: width of an activation's codes: 4, 8 or 16.
+        allocation: how weights below 8 bits get their widths. "mixed": ``weight_bits`` on average, each layer by
+            its sensitivity; "uniform": ``weight_bits`` everywhere; "auto": as few as the floors allow; "limits":
+            as "auto" if ``max_drop`` or ``max_size`` is given, else 8 bits.
         effort: 0 is min-max without any search, 1 searches, 2 also places nodes by measured latency and improves
             weights below 8 bits, 3 improves them for as long as it takes; see ``qcompiler.passes.IMPROVING``.
         max_time_s: when searches end with the best that was verified, in seconds; None: when they are done.
@@ -143,6 +147,7 @@ class Recipe:
     metric: str = "auto"
     weight_bits: int = 8
     activation_bits: int = 8
+    allocation: str = "limits"
     effort: int = 1
     max_time_s: float | None = None
     max_memory_bytes: int | None = None
@@ -176,6 +181,7 @@ class Recipe:
             if getattr(self, name) < 1:
                 raise UsageError(f"{name} must be at least 1, got {getattr(self, name)}")
         _one_of("verify", self.verify, VERIFIERS)
+        _one_of("allocation", self.allocation, ALLOCATIONS)
         if not self.targets:
             raise UsageError("no target given; see 'qcompile targets'")
         if self.metric not in METRICS and not CALLABLE.match(self.metric):
@@ -185,8 +191,17 @@ class Recipe:
 
     @property
     def bits(self) -> str:
-        """Return the widths as they are written, such as ``W8A8``."""
-        return f"W{self.weight_bits}A{self.activation_bits}"
+        """Return the widths as they are written, such as ``W8A8``, ``W4A8:uniform`` or ``auto``."""
+        if self.allocation == "auto":
+            return "auto"
+        below = self.weight_bits < max(WEIGHT_BITS) and self.allocation == "uniform"
+        return f"W{self.weight_bits}A{self.activation_bits}{':uniform' if below else ''}"
+
+    def rule_of(self, names: Iterable[str]) -> MatchRule | None:
+        """Return the last rule whose pattern is found in one of the names: those of a node and of its constants."""
+        known = list(names)
+        found = (rule for rule in reversed(self.rules) if any(re.search(rule.pattern, name) for name in known))
+        return next(found, None)
 
     def to_json(self) -> dict[str, Any]:
         """Return the resolved recipe as plain JSON values."""
@@ -205,6 +220,24 @@ def parse_bits(text: str) -> tuple[int, int]:
     if not found:
         raise UsageError(f"{text!r} is no pair of widths; {_BITS_FORM}")
     return int(found[1]), int(found[2])
+
+
+def bits_fields(text: str) -> dict[str, Any]:
+    """Return the fields of a recipe that ``--bits`` sets: ``auto``, ``W4A8`` (mixed) or ``W4A8:uniform``.
+
+    Raises:
+        UsageError: the text does not follow that form.
+    """
+    wanted = text.strip()
+    if wanted.lower() == "auto":
+        return {"allocation": "auto"}
+    widths, colon, how = wanted.partition(":")
+    if colon and how.lower() not in ("mixed", "uniform"):
+        raise UsageError(f"{text!r} is no way to give bits: write auto, W4A8 or W4A8:uniform")
+    weights, activations = parse_bits(widths)
+    mixed = weights < max(WEIGHT_BITS) and how.lower() != "uniform"
+    allocation = "mixed" if mixed else "uniform"
+    return {"weight_bits": weights, "activation_bits": activations, "allocation": allocation}
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from qcompiler.errors import UsageError
-from qcompiler.recipe import CALLABLE, Floors, ImagePreprocessing, MatchRule, Recipe, parse_bits, parse_passes
+from qcompiler.recipe import CALLABLE, Floors, ImagePreprocessing, MatchRule, Recipe, bits_fields, parse_passes
 
 _SIZE_UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
@@ -80,7 +80,7 @@ def load_recipe(path: Path | None, overrides: Mapping[str, Any]) -> Recipe:
     plain = {k: v for k, v in document.items() if k not in ("floors", "image", "match")}
     values = _convert(plain, _KEYS, where, extra=("floors", "image", "match"))
     if "bits" in values:
-        values["weight_bits"], values["activation_bits"] = parse_bits(values.pop("bits"))
+        values.update(bits_fields(values.pop("bits")))
     for key, table, make in (("floors", _FLOOR_KEYS, Floors), ("image", _IMAGE_KEYS, ImagePreprocessing)):
         if key in document:
             values[key] = make(**_convert(document[key], table, f"{where} [{key}]"))

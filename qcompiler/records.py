@@ -227,6 +227,49 @@ class Search:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LayerDamage:
+    """What one layer below 8 bits cost when a floor was missed, why, and what was done about it.
+
+    Attributes:
+        bits: width of its weights when the floor was missed.
+        damage_db: what the SQNR on the acceptance samples gains when this layer alone has 8-bit weights.
+    """
+
+    name: str
+    bits: int
+    damage_db: float
+    cause: str
+    action: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FrontierPoint:
+    """One allocation of bits: bytes of the whole file, stored bits a weight, predicted loss."""
+
+    file_bytes: int
+    mean_bits: float
+    loss: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Frontier:
+    """The choice between size and predicted loss, from one search.
+
+    Attributes:
+        points: bytes rising, loss falling; at most a few hundred, evenly spread, both ends among them.
+        chosen: the point that was written.
+        unit: what the loss is.
+        correlation: Spearman's rank correlation of predicted and measured loss over ``checked`` runs.
+    """
+
+    points: tuple[FrontierPoint, ...]
+    chosen: FrontierPoint
+    unit: str
+    correlation: float | None = None
+    checked: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:
     """What the gate found on the written file."""
 
@@ -328,6 +371,10 @@ class CompileReport:
     """The quantization card: field name -> answer, in the order of the card."""
     layer_times: tuple[LayerTime, ...] = ()
     stage_seconds: Mapping[str, float] = field(default_factory=dict)
+    frontier: Frontier | None = None
+    """None where no widths were chosen."""
+    damages: tuple[LayerDamage, ...] = ()
+    """Layers that did most damage when an accuracy floor was missed below 8 bits, worst first."""
     machine: str = ""
     search: Search | None = None
     """None where no search for better results was asked for or made."""

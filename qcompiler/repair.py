@@ -9,10 +9,11 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import onnx_ir as ir
 
+from qcompiler.bit_repair import next_point, ranked_damage, rewidened, with_actions
 from qcompiler.floors import LATENCY
 from qcompiler.plan import NodePlan, Precision, Role
 from qcompiler.recipe import MatchRule
-from qcompiler.records import LayerTime, RepairStep, Verdict
+from qcompiler.records import LayerDamage, LayerTime, RepairStep, Verdict
 from qcompiler.registry import make_pass
 from qcompiler.runtime.optimized import COMPUTE_OPS
 from qcompiler.state import Context, State
@@ -26,6 +27,8 @@ NAME = "repair"
 SLOWER = "float where integers are slower"
 DAMAGING = "float for the stretch that does most damage"
 EVERYWHERE = "float everywhere"
+MORE_BITS = "more bits"
+FEWER_BITS = "fewer bits"
 
 
 @dataclass
@@ -41,7 +44,10 @@ class Repair:
 
     context: Context
     planned: State
+    replan: Callable[[State], State] | None = None
+    """Gives the weights of a state with other widths their scales and codes; None never changes widths."""
     steps: list[RepairStep] = field(default_factory=list)
+    damages: list[LayerDamage] = field(default_factory=list)
     reverted: frozenset[str] = frozenset()
 
     def propose(self, verdict: Verdict, times: Sequence[LayerTime]) -> State | None:
@@ -51,6 +57,9 @@ class Repair:
             verdict: what the gate found wrong.
             times: where the time goes, per node.
         """
+        wider = self._other_widths(verdict)
+        if wider is not None:
+            return wider
         left = [n for n in compute_nodes(self.planned) if n not in self.reverted]
         measured = bool(verdict.failure) or any(f.reached is not None for f in verdict.missed)
         if not left or not measured or len(self.steps) >= MAX_REPAIRS:
@@ -61,10 +70,32 @@ class Repair:
             action, chosen = SLOWER, self._slower(left, times)
         else:
             action, chosen = DAMAGING, self._damaging(left, _deficit_db(verdict))
-        reasons = [f"{f.name} is {f.reached:.4g}" for f in verdict.missed if f.reached is not None and _lasting(f.name)]
+        reasons = _reasons(verdict)
         outcome = verdict.failure or "; ".join(reasons) or f"{LATENCY} above its limit"
+        if action == DAMAGING:
+            self.damages = [replace(d, action="float") if d.name in chosen else d for d in self.damages]
         self.steps.append(RepairStep(action=action, layers=tuple(chosen), outcome=outcome))
         self.reverted |= frozenset(chosen)
+        return reverted(self.planned, self.context, self.reverted, NAME)
+
+    def _other_widths(self, verdict: Verdict) -> State | None:
+        """Return the state with another allocation of bits, None where that is no cure: bits come before float."""
+        search = self.planned.bit_search
+        if search is None or self.replan is None or verdict.failure or len(self.steps) >= MAX_REPAIRS:
+            return None
+        point = next_point(search, verdict, self.context.recipe)
+        if point is None:
+            return None
+        more = point.loss < search.chosen.loss
+        if more and not self.damages:
+            self.damages = ranked_damage(self.planned, self.context)
+        state, changed = rewidened(self.planned, search, point)
+        self.planned = self.replan(state)
+        self.damages = with_actions(self.damages, self.planned)
+        action = (
+            f"{MORE_BITS if more else FEWER_BITS} ({search.chosen.mean_bits:.2f} -> {point.mean_bits:.2f} on average)"
+        )
+        self.steps.append(RepairStep(action=action, layers=changed, outcome="; ".join(_reasons(verdict))))
         return reverted(self.planned, self.context, self.reverted, NAME)
 
     def _slower(self, left: list[str], times: Sequence[LayerTime]) -> list[str]:
@@ -114,6 +145,11 @@ def _shortened(chosen: list[str], level: Callable[[Sequence[str]], float], goal:
         else:
             break
     return chosen
+
+
+def _reasons(verdict: Verdict) -> list[str]:
+    """Return what the missed floors reached, as far as it is the same in every run."""
+    return [f"{f.name} is {f.reached:.4g}" for f in verdict.missed if f.reached is not None and _lasting(f.name)]
 
 
 def _deficit_db(verdict: Verdict) -> float:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from qcompiler.budget import NO_CHECKPOINT, Budget, Checkpoint
 from qcompiler.plan import CompressionPlan
+from qcompiler.quant.frontier import BitSearch
 from qcompiler.quant.histogram import TensorStatistics
 from qcompiler.recipe import Recipe
 
@@ -48,13 +49,18 @@ class ChannelMoments:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class State:
-    """The model, the decisions taken so far and what is known. Never edited, always replaced."""
+    """The model, the decisions taken so far and what is known. Never edited, always replaced.
+
+    Attributes:
+        bit_search: what is known of the choice of widths; None where none was made.
+    """
 
     model: ir.Model
     plan: CompressionPlan
     statistics: Mapping[str, TensorStatistics] = field(default_factory=dict)
     moments: Mapping[str, ChannelMoments] = field(default_factory=dict)
     facts: frozenset[Fact] = frozenset()
+    bit_search: BitSearch | None = None
 
 
 Progress = Callable[[str, int, int], None]
@@ -77,6 +83,9 @@ class Context:
             samples the gate verifies with; None without data.
         trial: returns the SQNR in dB that a state would reach on the acceptance samples if it were finished
             now; None without data or where no search is wanted.
+        acceptable: returns whether a state, finished now, would hold the accuracy floors by what is measured on
+            samples the gate does not use; None where ``trial`` is.
+        size: returns the bytes of the file that a state, finished now, would become.
         progress: to be told how far a long loop has come.
         budget: what a long search may use; it polls ``budget.spent()`` and then returns the best it has.
         checkpoint: keeps results of finished parts of a long search, so that it resumes where it was stopped.
@@ -87,6 +96,8 @@ class Context:
     calibration: Dataset | None = None
     acceptance: Dataset | None = None
     trial: Callable[[State], float] | None = None
+    acceptable: Callable[[State], bool] | None = None
+    size: Callable[[State], int] | None = None
     progress: Progress = no_progress
     budget: Budget = field(default_factory=Budget)
     checkpoint: Checkpoint = NO_CHECKPOINT

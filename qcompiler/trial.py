@@ -32,6 +32,8 @@ FINISHING: tuple[tuple[Fact, str], ...] = (
 
 WORTHLESS_DB = -200.0
 
+__all__ = ["Trial", "layer_levels", "measured_values"]
+
 OBSERVED = 8
 """Samples observed in a trial that has no statistics yet."""
 

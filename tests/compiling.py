@@ -18,7 +18,7 @@ from qcompiler.model.normalize import normalize
 from qcompiler.model.save import to_proto
 from qcompiler.pipeline import Pipeline
 from qcompiler.plan import CompressionPlan
-from qcompiler.recipe import MatchRule, Recipe, parse_bits
+from qcompiler.recipe import MatchRule, Recipe, bits_fields
 from qcompiler.registry import load_target, make_pass
 from qcompiler.runtime.sessions import open_session
 from qcompiler.state import Context, State
@@ -74,8 +74,7 @@ def context(
     target: str = "x86", data: Fixed | None = None, rules: Sequence[MatchRule] = (), bits: str = "W8A8"
 ) -> Context:
     """Return the context of a compilation for a target."""
-    weights, activations = parse_bits(bits)
-    recipe = Recipe(rules=tuple(rules), weight_bits=weights, activation_bits=activations)
+    recipe = Recipe(rules=tuple(rules), **bits_fields(bits))
     return Context(target=load_target(target), recipe=recipe, calibration=data)
 
 

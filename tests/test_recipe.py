@@ -3,7 +3,7 @@
 import pytest
 
 from qcompiler.errors import UsageError
-from qcompiler.recipe import Floors, PassRequest, Recipe, parse_passes
+from qcompiler.recipe import Floors, MatchRule, PassRequest, Recipe, bits_fields, parse_passes
 from qcompiler.recipe_file import load_recipe, parse_share, parse_size
 
 FILE = """
@@ -201,3 +201,31 @@ def test_refused_sizes(text):
 @pytest.mark.parametrize(("text", "share"), [("97%", 0.97), ("0.97", 0.97), (97, 0.97), ("1", 1.0), ("0.5%", 0.005)])
 def test_shares(text, share):
     assert parse_share(text) == share
+
+
+@pytest.mark.parametrize(
+    ("text", "fields", "shown"),
+    [
+        ("auto", {"allocation": "auto"}, "auto"),
+        ("W4A8", {"weight_bits": 4, "activation_bits": 8, "allocation": "mixed"}, "W4A8"),
+        ("w3a4:Uniform", {"weight_bits": 3, "activation_bits": 4, "allocation": "uniform"}, "W3A4:uniform"),
+        ("W8A8", {"weight_bits": 8, "activation_bits": 8, "allocation": "uniform"}, "W8A8"),
+    ],
+)
+def test_bits_say_how_widths_are_chosen(text, fields, shown):
+    assert bits_fields(text) == fields
+    assert Recipe(**fields).bits == shown
+
+
+@pytest.mark.parametrize("text", ["W4A8:random", "W4", "automatic", ":uniform"])
+def test_other_bits_are_refused(text):
+    with pytest.raises(UsageError, match="write"):
+        bits_fields(text)
+
+
+def test_the_last_rule_that_finds_a_name_counts():
+    rules = (MatchRule(pattern="conv", num_bits=4), MatchRule(pattern="conv1", num_bits=5), MatchRule(pattern="fc"))
+    recipe = Recipe(rules=rules)
+    assert recipe.rule_of(["conv1", "w"]).num_bits == 5
+    assert recipe.rule_of(["other", "conv2.w"]).num_bits == 4
+    assert recipe.rule_of(["other"]) is None

@@ -50,15 +50,25 @@ _OPTIONS = (
     _what("--config", type=_PATH, metavar="FILE", help="A recipe, such as qcompile.toml; flags override it."),
     _floor("--min-sqnr", type=float, metavar="DB", help="Signal to quantization noise of every output, in dB."),
     _floor("--min-agreement", metavar="SHARE", help="Share of samples with the same class: 0.97 or 97%."),
-    _floor("--max-drop", type=float, metavar="X", help="Loss of the metric; points for top1."),
-    _floor("--max-size", metavar="SIZE", help="File size: bytes, or 500KB, 1.2MB, 1MiB."),
+    _floor(
+        "--max-drop",
+        type=float,
+        metavar="X",
+        help="Loss of the metric; points for top1. Below 8 bits: the smallest file within it.",
+    ),
+    _floor(
+        "--max-size",
+        metavar="SIZE",
+        help="File size: bytes, or 500KB, 1.2MB, 1MiB. Layers get fewer bits until it holds.",
+    ),
     _floor("--max-latency-ratio", type=float, metavar="R", help="Latency of the result over the original's."),
     _floor("--require-data", is_flag=True, default=None, help="Accuracy not verified on real data is a miss."),
     _how(
         "--bits",
-        metavar="WxAy",
-        help="Widths of weights (1 to 8) and activations (4, 8 or 16); 'qcompile targets' says what a target runs. "
-        "Default: W8A8.",
+        metavar="WxAy|auto",
+        help="Bits of weights (1 to 8) and activations (4, 8 or 16). W4A8: 4 bits on average, each layer by how much "
+        "it hurts; W4A8:uniform: 4 everywhere; auto: the smallest file that holds the floors. Default: W8A8, and "
+        "fewer only where --max-size or --max-drop asks; W8A8 rules that out.",
     ),
     _how(
         "-O",

@@ -58,6 +58,9 @@ def to_document(report: CompileReport) -> dict[str, Any]:
         "passes": [_split_pass(entry) for entry in document["passes"]],
         "floors": [found for entry in verdict["floors"] if (found := _split_floor(entry))],
     }
+    for key in ("frontier", "damages"):  # reports of whole widths are as they were
+        if not document[key]:
+            del document[key]
     loads = verdict.pop("loads")
     if loads:
         document["measured"]["loads"] = loads

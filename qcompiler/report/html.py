@@ -17,7 +17,7 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qcompiler.records import CompileReport, LayerReport, Skip, TensorHistogram
+from qcompiler.records import CompileReport, FrontierPoint, LayerReport, Skip, TensorHistogram
 from qcompiler.report import cut, digest, instructions, search, words
 from qcompiler.report.card import CARD_GROUPS
 from qcompiler.report.document import write_text
@@ -163,7 +163,7 @@ def _render(report: CompileReport, limits: Limits) -> str:
             sections=_sections(report, skips),
             notes=digest.notes(report),
             origin={**digest.origin(report), **_recipe_facts(report)},
-            data=Markup(embed({"layers": _plot_columns(rows), "histograms": [_plain(h) for h in histograms]})),
+            data=Markup(embed(_plot_data(report, rows, histograms))),
         )
     )
 
@@ -224,6 +224,24 @@ def _worst_histograms(report: CompileReport, limit: int) -> list[TensorHistogram
     return sorted(report.histograms, key=lambda h: -noise.get(h.name, -1.0))[:limit]
 
 
+def _plot_data(
+    report: CompileReport, rows: Sequence[dict[str, Any]], histograms: Sequence[TensorHistogram]
+) -> dict[str, Any]:
+    found: dict[str, Any] = {
+        "layers": _plot_columns(rows),
+        "histograms": [_plain(h) for h in histograms],
+        "frontier": None,
+    }
+    if report.frontier is not None:
+        points = [_point(p) for p in report.frontier.points]
+        found["frontier"] = {"points": points, "chosen": _point(report.frontier.chosen)}
+    return found
+
+
+def _point(point: FrontierPoint) -> dict[str, Any]:
+    return {"bytes": point.file_bytes, "bits": _short(point.mean_bits), "loss": _finite(point.loss) or 0.0}
+
+
 def _plot_columns(rows: Sequence[dict[str, Any]]) -> dict[str, list[Any]]:
     layers = [row["layer"] for row in rows]
     return {
@@ -268,6 +286,7 @@ def _sections(report: CompileReport, skips: Sequence[tuple[str, Skip]]) -> list[
         "instructions": ("Instructions", bool(report.verdict.emulated)),
         "plots": ("Plots", bool(report.layers)),
         "layers": ("Layers", bool(report.layers)),
+        "damages": ("Damage", bool(report.damages)),
         "passes": ("Passes", True),
         "skips": ("Left alone", bool(skips)),
         "repairs": ("Repairs", bool(report.repairs)),

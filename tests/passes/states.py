@@ -30,6 +30,7 @@ BEFORE: dict[str, tuple[str, ...]] = {
     "estimate-statistics": ("fold-batch-norm",),
     "place": ("fold-batch-norm",),
     "observe": ("fold-batch-norm", "place"),
+    "allocate-bits": ("fold-batch-norm", "place", "observe"),
     "scale-weights": ("fold-batch-norm", "place", "observe"),
     "calibrate": ("fold-batch-norm", "place", "observe", "scale-weights"),
     "correct-bias": ("fold-batch-norm", *PLANNING),
@@ -104,7 +105,12 @@ MODELS: dict[str, Callable[[], onnx.ModelProto]] = {
 """Pass -> a model in which it finds something to do; all others take ``conv_net``."""
 
 
-FOR = {"raise-opset": ("qnn", "W8A16"), "store-int4": ("qnn", "W4A8"), "pack-bits": ("x86", "W4A8")}
+FOR = {
+    "allocate-bits": ("x86", "W4A8"),
+    "raise-opset": ("qnn", "W8A16"),
+    "store-int4": ("qnn", "W4A8"),
+    "pack-bits": ("x86", "W4A8"),
+}
 """Pass -> the target that wants it, and the widths that do; all others are tried for ``x86``."""
 
 

@@ -106,11 +106,27 @@
       : "Not clipped: this value stays in float.";
   }
 
+  function drawFrontier() {
+    const place = (p) => ({ x: p.bytes, y: p.loss || null, bits: p.bits });
+    const chosen = place(data.frontier.chosen);
+    const inLoss = (v) => (v === 0 ? "0" : v.toPrecision(2));
+    const settings = options(inLoss, (items) => (items.length ? inBytes(items[0].raw.x) + ", " + items[0].raw.bits.toFixed(2) + " bits a weight" : ""));
+    settings.interaction = { mode: "nearest", axis: "xy", intersect: false };
+    settings.scales.x = Object.assign(axis("predicted size of the file", inBytes), { type: "linear" });
+    settings.scales.x.grid.display = false;
+    settings.scales.y.type = "logarithmic";
+    settings.scales.y.title = { display: true, text: "predicted loss, logarithmic", color: color("--muted") };
+    const line = { label: "frontier", data: data.frontier.points.map(place), borderColor: color("--accent"), backgroundColor: color("--accent"), showLine: true, borderWidth: 1.5, pointRadius: 1.5, order: 2 };
+    const mark = { label: "written", data: [chosen], borderColor: color("--bad"), backgroundColor: color("--bad"), pointRadius: 6, pointStyle: "rectRot", order: 1 };
+    draw("frontier-plot", { type: "scatter", data: { datasets: [line, mark] }, options: settings });
+  }
+
   function drawAll() {
     Chart.defaults.font.family = getComputedStyle(document.body).fontFamily;
     if (byId("error-plot")) drawError();
     if (byId("bytes-plot")) drawPair("bytes-plot", data.layers.bytes_before, data.layers.bytes_after, inBytes);
     if (byId("time-plot")) drawPair("time-plot", data.layers.before_us, data.layers.after_us, inTime);
+    if (byId("frontier-plot")) drawFrontier();
     if (byId("histogram-plot")) drawHistogram();
   }
 

@@ -1,0 +1,148 @@
+"""Repair below 8 bits: which layers did the damage, why, and the next allocation to try."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from qcompiler.bit_widths import Choosable, choosable, weight_rows, with_widths
+from qcompiler.layers import SATURATED_SHARE, clipped_share
+from qcompiler.pipeline import Pipeline
+from qcompiler.plan import QuantSpec
+from qcompiler.protocols import Pass
+from qcompiler.quant.allocation import Allocation
+from qcompiler.quant.frontier import BitSearch
+from qcompiler.quant.weights import absmax_scale
+from qcompiler.recipe import Recipe
+from qcompiler.records import LayerDamage, Verdict
+from qcompiler.state import Context, State
+
+FULL = 8
+RANKED = 6
+"""Layers whose damage is measured, by two trials each: those with the largest predicted loss."""
+STEP = 0.6
+"""The next point has at most this share of the predicted loss, less where decibels are missing."""
+SPARE_BYTES = 64
+NAME = "repair"
+LITTLE_DB = 0.1
+"""A layer that gains less from 8-bit weights does not suffer from their rounding."""
+AFTER_WIDTHS = frozenset({"scale-weights", "solve-codes", "correct-bias"})
+"""Passes that run again when a repair changes the widths of weights."""
+
+
+def rescaling(passes: Sequence[Pass], context: Context) -> Callable[[State], State]:
+    """Return what gives weights whose width was changed their scales and codes, as the compilation did."""
+    steps = Pipeline(tuple(p for p in passes if p.name in AFTER_WIDTHS), check=False)
+    return lambda state: steps.run(state, context)[0]
+
+
+def next_point(search: BitSearch, verdict: Verdict, recipe: Recipe) -> Allocation | None:
+    """Return the allocation to try after a missed floor, None if another allocation cannot help.
+
+    A file that is too large gets the best point that is smaller by as much; an accuracy that is missed gets the
+    smallest point with clearly less predicted loss. A size limit that the user gave is never given up for that.
+
+    Args:
+        search: with the allocation that was tried.
+        verdict: what the gate found.
+        recipe: as asked.
+    """
+    sizes = [f.reached - f.limit for f in verdict.missed if f.unit == "bytes" and f.reached is not None]
+    if sizes:
+        point = search.best_within(search.chosen.stored_bytes - max(sizes) - SPARE_BYTES)
+    elif _misses_accuracy(verdict):
+        gaps = [f.limit - f.reached for f in verdict.missed if f.unit == "dB" and f.reached is not None]
+        share = min(STEP, 10 ** (-(max(gaps, default=0.0) + 0.5) / 10))
+        point = search.smallest_within(search.chosen.loss * share) or search.points[-1]
+        limit = recipe.floors.max_size_bytes
+        if limit is not None and search.fixed_bytes + point.stored_bytes > limit:
+            point = search.best_within(limit - search.fixed_bytes)
+        if point is not None and point.loss >= search.chosen.loss:
+            return None
+    else:
+        return None
+    return None if point is None or point.bits == search.chosen.bits else point
+
+
+def _misses_accuracy(verdict: Verdict) -> bool:
+    found = [f for f in verdict.missed if f.reached is not None]
+    return any(f.unit != "bytes" and "latency" not in f.name for f in found)
+
+
+def rewidened(state: State, search: BitSearch, point: Allocation) -> tuple[State, tuple[str, ...]]:
+    """Return the state with the widths of another point, weights without scales, and the names that changed."""
+    before, after = search.widths(search.chosen), search.widths(point)
+    changed = {name: bits for name, bits in after.items() if bits != before[name]}
+    reasons = {n: f"{bits} bits instead of {before[n]}, so that a floor holds" for n, bits in changed.items()}
+    plan = with_widths(state.plan, changed, reasons, NAME)
+    return replace(state, plan=plan, bit_search=replace(search, chosen=point)), tuple(changed)
+
+
+def ranked_damage(state: State, context: Context) -> list[LayerDamage]:
+    """Return the layers below 8 bits that cost most accuracy, worst first, each with its likely cause.
+
+    The damage of a layer is what the SQNR on the acceptance samples gains when that layer alone has 8-bit weights.
+
+    Args:
+        state: completely planned.
+        context: with a trial; without one nothing can be measured, and the list is empty.
+    """
+    search, trial = state.bit_search, context.trial
+    if search is None or trial is None:
+        return []
+    widths = search.widths(search.chosen)
+    losses = {item.name: item.loss_at(widths[item.name]) for item in search.items}
+    below = [c for c in choosable(state, context.recipe) if widths.get(c.name, FULL) < FULL]
+    worst = sorted(below, key=lambda c: (-losses[c.name], c.name))[:RANKED]
+    level = trial(state)
+    found = []
+    for layer in worst:
+        gain = trial(_at_full_width(state, layer)) - level
+        name = layer.uses[0].name or ""
+        found.append(LayerDamage(name=name, bits=widths[layer.name], damage_db=gain, cause=_cause(state, layer, gain)))
+    return sorted(found, key=lambda d: (-d.damage_db, d.name))
+
+
+def _at_full_width(state: State, layer: Choosable) -> State:
+    spec = replace(layer.entry.spec or QuantSpec(signed=True, symmetric=True), num_bits=FULL)
+    scale = absmax_scale(weight_rows(layer), spec.code_range[1])
+    scale = scale if spec.axis is not None else scale.reshape(())
+    zero = np.zeros(scale.shape, np.int32)
+    entry = replace(layer.entry, spec=spec, scale=scale, zero_point=zero, codes=None, levels=None)
+    return replace(state, plan=state.plan.with_tensors(entry))
+
+
+def _cause(state: State, layer: Choosable, gain: float) -> str:
+    """Return why a layer loses accuracy: its weights where more bits help, else what its output looks like."""
+    if gain > LITTLE_DB:
+        return "rounding of the weights"
+    name = layer.uses[0].outputs[0].name or ""
+    statistics, entry = state.statistics.get(name), state.plan.activation(name)
+    if statistics is None or entry is None or entry.clip is None:
+        return "little of its own"
+    if statistics.low == statistics.high:
+        return "dead: its output is constant"
+    if clipped_share(statistics, entry.clip) > SATURATED_SHARE:
+        return "clipping of its output"
+    return "little of its own"
+
+
+def with_actions(damages: Sequence[LayerDamage], state: State, action: str = "") -> list[LayerDamage]:
+    """Return the damages with what was done about each: the change of its width, or ``action`` if given."""
+    search = state.bit_search
+    if search is None:
+        return list(damages)
+    widths = search.widths(search.chosen)
+    names = {n.name: n.inputs[1].name for n in state.model.graph if len(n.inputs) > 1 and n.inputs[1] is not None}
+    done = []
+    for damage in damages:
+        bits = widths.get(names.get(damage.name) or "", damage.bits)
+        said = action or (
+            f"{damage.bits} -> {bits} bits"
+            if bits != damage.bits
+            else f"kept at {bits} bits: elsewhere a byte saves more"
+        )
+        done.append(replace(damage, action=said))
+    return done

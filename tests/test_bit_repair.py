@@ -1,0 +1,148 @@
+"""Repair below 8 bits: the next allocation, the damage of layers, and what searches judge by."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from qcompiler.acceptance import FileSize, FloorCheck, agreement, cosine, expected_drop, sqnr_db
+from qcompiler.bit_repair import next_point, ranked_damage, rescaling, rewidened, with_actions
+from qcompiler.layers import MAX_FRONTIER, frontier_report
+from qcompiler.recipe import Floors, Recipe, bits_fields
+from qcompiler.records import Floor, Verdict
+from qcompiler.registry import make_pass
+from qcompiler.repair import FEWER_BITS, MORE_BITS, Repair
+from qcompiler.trial import Trial
+from tests.compiling import lowered, run_passes, samples, serialized
+from tests.models import conv_net
+from tests.passes.test_allocate_bits import ready, run, widths
+
+FINISH = ("scale-weights", "calibrate{method=minmax}", "correct-bias")
+
+
+@pytest.fixture(scope="module")
+def decided():
+    state, where = ready(conv_net(channels=128), **bits_fields("W3A8"))
+    where = replace(where, trial=Trial(state.model, where.target, samples(state.model, 3, seed=9), where))
+    return run_passes(run(state, where).state, where, *FINISH), where
+
+
+def missed(unit="dB", limit=20.0, reached=10.0, name="SQNR of 'scores'"):
+    direction = "at least" if unit == "dB" else "at most"
+    floor = Floor(name=name, limit=limit, unit=unit, direction=direction, asked_by="user", reached=reached, held=False)
+    return Verdict(loaded=True, data="held-out samples", samples=3, floors=(floor,))
+
+
+def test_missing_decibels_ask_for_as_much_less_loss(decided):
+    search = decided[0].bit_search
+    point = next_point(search, missed(), Recipe())
+    assert point.loss <= search.chosen.loss * 10**-1.05
+    place = search.points.index(point)
+    assert search.points[place - 1].loss > search.chosen.loss * 10**-1.05, "and no more bits than that"
+
+
+def test_a_size_limit_is_never_given_up_for_accuracy(decided):
+    search = decided[0].bit_search
+    limit = search.fixed_bytes + search.chosen.stored_bytes
+    tight = next_point(search, missed(), Recipe(floors=Floors(max_size_bytes=limit)))
+    assert tight is None or (tight.stored_bytes <= search.chosen.stored_bytes and tight.loss < search.chosen.loss)
+    wide = next_point(search, missed(), Recipe(floors=Floors(max_size_bytes=limit + 60)))
+    assert wide is None or wide.stored_bytes <= search.chosen.stored_bytes + 60
+
+
+def test_a_file_too_large_gets_the_best_smaller_point(decided):
+    search = decided[0].bit_search
+    point = next_point(search, missed("bytes", 1000.0, 1100.0, "file size"), Recipe())
+    assert point.stored_bytes <= search.chosen.stored_bytes - 100
+    assert next_point(search, missed("bytes", 0.0, 1e9, "file size"), Recipe()) is None
+
+
+def test_other_misses_are_no_matter_of_bits(decided):
+    search = decided[0].bit_search
+    assert next_point(search, missed("of the original", 1.0, 2.0, "latency ratio"), Recipe()) is None
+
+
+def test_the_repair_takes_more_bits_and_says_what_did_the_damage(decided):
+    state, where = decided
+    passes = [make_pass(n) for n in ("place", *FINISH)]
+    repair = Repair(where, state, rescaling(passes, where))
+    better = repair.propose(missed(), ())
+    assert repair.steps[0].action.startswith(MORE_BITS)
+    assert set(repair.steps[0].layers) == {n for n, b in widths(better).items() if b != widths(state)[n]}
+    assert better.bit_search.chosen.loss < state.bit_search.chosen.loss
+    weights = [t for t in better.plan.tensors.values() if t.name in widths(better)]
+    assert all(t.scale is not None for t in weights)
+    assert serialized(lowered(better, where).model)
+    assert repair.damages
+    assert [d.damage_db for d in repair.damages] == sorted((d.damage_db for d in repair.damages), reverse=True)
+    assert any("->" in d.action for d in repair.damages)
+    smaller = repair.propose(missed("bytes", 1000.0, 1100.0, "file size"), ())
+    assert smaller is not None
+    assert repair.steps[1].action.startswith(FEWER_BITS)
+
+
+def test_damage_is_what_a_layer_at_eight_bits_gains(decided):
+    state, where = decided
+    found = ranked_damage(state, where)
+    assert found[0].damage_db > 0.1
+    assert found[0].cause == "rounding of the weights"
+    assert all(d.bits < 8 for d in found)
+    assert ranked_damage(state, replace(where, trial=None)) == []
+    assert ranked_damage(replace(state, bit_search=None), where) == []
+    assert {d.action for d in with_actions(found, state, "float")} == {"float"}
+
+
+def test_unchanged_widths_keep_their_codes(decided):
+    state, _ = decided
+    search = state.bit_search
+    wider, changed = rewidened(state, search, search.points[-1])
+    kept = set(widths(state)) - set(changed)
+    assert all(wider.plan.tensors[n].scale is state.plan.tensors[n].scale for n in kept)
+    assert all(wider.plan.tensors[n].scale is None for n in changed)
+    assert wider.bit_search.chosen is search.points[-1]
+
+
+def test_the_report_holds_the_frontier(decided):
+    state, _ = decided
+    found = frontier_report(state)
+    assert 2 <= len(found.points) <= MAX_FRONTIER
+    sizes = [p.file_bytes for p in found.points]
+    assert sizes == sorted(set(sizes))
+    assert found.chosen.file_bytes == state.bit_search.fixed_bytes + state.bit_search.chosen.stored_bytes
+    assert frontier_report(replace(state, bit_search=None)) is None
+
+
+def test_the_predicted_file_is_close_to_the_real_one(decided):
+    state, where = decided
+    real = len(serialized(lowered(state, where).model))
+    predicted = state.bit_search.fixed_bytes + state.bit_search.chosen.stored_bytes
+    assert predicted == pytest.approx(real, rel=0.35)
+    assert FileSize(where)(state) == pytest.approx(real, rel=0.01)
+
+
+LOGITS = [np.log(np.asarray([[0.6, 0.3, 0.1]])), np.log(np.asarray([[0.5, 0.4, 0.1]]))]
+FLIPPED = [np.asarray([[1.0, 0.0, 0.0]]), np.asarray([[0.0, 1.0, 0.0]])]
+
+
+def test_estimates_of_accuracy():
+    assert expected_drop(LOGITS, LOGITS) == 0
+    assert expected_drop(LOGITS, FLIPPED) == pytest.approx(100 * 0.1 / 2)
+    assert agreement(LOGITS, FLIPPED) == 0.5
+    assert sqnr_db(LOGITS, LOGITS) == float("inf")
+    assert sqnr_db([np.ones(4)], [np.full(4, 1.1)]) == pytest.approx(20)
+    assert cosine([np.asarray([1.0, 0.0])], [np.asarray([1.0, 1.0])]) == pytest.approx(2**-0.5)
+
+
+def test_wide_states_are_acceptable_and_narrow_ones_are_not():
+    state, where = ready(**bits_fields("auto"))
+    wide = run_passes(state, where, "scale-weights", "calibrate{method=minmax}")
+    narrow, _ = ready(**bits_fields("W1A8:uniform"))
+    accepted = samples(state.model, 8, seed=7)
+    trial = Trial(state.model, where.target, accepted, where)
+    middle = (trial(wide) + trial(narrow)) / 2
+    strict = replace(where, recipe=replace(where.recipe, floors=Floors(min_sqnr_db=middle)))
+    check = FloorCheck(state.model, accepted, strict)
+    assert check(wide)
+    assert not check(narrow)
