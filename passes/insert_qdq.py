@@ -10,6 +10,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from qcompiler.lowering import correct_bias, lazy_codes
+from qcompiler.model.bounds import clip_limits
 from qcompiler.model.edit import add_initializer, clone, constant_of, drop_unused, fresh_name, value_names
 from qcompiler.plan import CompressionPlan, Precision, Role, TensorPlan
 from qcompiler.protocols import PassKind, PassResult
@@ -18,6 +19,8 @@ from qcompiler.state import Context, Fact, State
 
 INTEGER = (Precision.INTEGER, Precision.MOVE)
 INT32_MAX = 2**31 - 1
+BYTE_BITS = 8
+"""Codes of narrower activations are stored in bytes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +30,9 @@ class InsertQdq:
     The bias stays float in the file: the runtime turns it into int32 itself, from the scales of input and
     weight, which costs no bytes and no precision; only a Gemm with a float output wants it as int32. Weights
     are symmetric, so their zero point is left out where the kernel does without.
+
+    Activations of fewer than 8 bits are bytes that a Clip of the codes keeps on their grid: that of integers stands
+    behind the integer kernel, where one of floats before QuantizeLinear would keep the runtime from fusing it.
     """
 
     name: ClassVar[str] = "insert-qdq"
@@ -52,6 +58,7 @@ class _Writer:
         self.taken = value_names(model)
         self.constants: dict[bytes, ir.Value] = {}
         self.codes: dict[str, ir.Value] = {}
+        self.grids: dict[str, TensorPlan] = {}
         self.pairs = self.weights = 0
 
     def write(self) -> None:
@@ -82,19 +89,30 @@ class _Writer:
         if not users and not is_output:
             return
         name = value.name or ""
-        zero_point = np.uint8(0 if entry.zero_point is None else int(entry.zero_point))
+        stored, last = _stored_as(entry)
+        zero_point = np.asarray(0 if entry.zero_point is None else int(entry.zero_point), stored)
         grid = [
             self._constant(f"{name}_scale", np.asarray(entry.scale)),
-            self._constant(f"u8_{zero_point}_zero_point", np.asarray(zero_point)),
+            self._constant(f"u{stored.itemsize * 8}_{zero_point}_zero_point", zero_point),
         ]
         if is_output:
             value.name = fresh_name(self.taken, f"{name}_f")
-        quantized = ir.node("QuantizeLinear", [value, *grid], name=fresh_name(self.taken, f"{name}_q"))
-        restored = ir.node("DequantizeLinear", [quantized.outputs[0], *grid], name=fresh_name(self.taken, f"{name}_dq"))
-        codes, result = quantized.outputs[0], restored.outputs[0]
-        codes.name, codes.type, codes.shape = quantized.name, ir.TensorType(ir.DataType.UINT8), value.shape
-        result.name, result.type, result.shape = restored.name, value.type, value.shape
-        self._place(value, [quantized, restored])
+        if last is not None:
+            self._leave_limit_to_codes(value, entry)
+        made = [ir.node("QuantizeLinear", [value, *grid], name=fresh_name(self.taken, f"{name}_q"))]
+        if last is not None and not self._moves_codes(value, entry):
+            limit = self._constant(f"u8_{last}", np.asarray(last, stored))
+            inputs = [made[0].outputs[0], None, limit]
+            made.append(ir.node("Clip", inputs, name=fresh_name(self.taken, f"{name}_limited")))
+        made.append(
+            ir.node("DequantizeLinear", [made[-1].outputs[0], *grid], name=fresh_name(self.taken, f"{name}_dq"))
+        )
+        for node in made:
+            coded = ir.TensorType(ir.DataType.from_numpy(stored)) if node is not made[-1] else value.type
+            node.outputs[0].name, node.outputs[0].type, node.outputs[0].shape = node.name, coded, value.shape
+        result = made[-1].outputs[0]
+        self.grids[result.name or ""] = entry
+        self._place(value, made)
         for use in users:
             use.node.replace_input_with(use.idx, result)
         if is_output:
@@ -103,6 +121,28 @@ class _Writer:
                 if output is value:
                     self.graph.outputs[index] = result
         self.pairs += 1
+
+    def _leave_limit_to_codes(self, value: ir.Value, entry: TensorPlan) -> None:
+        """Drop the upper limit of a fused Clip where the codes end below it.
+
+        The runtime takes the grid for one of whole bytes, which reaches far beyond that limit, and would keep the Clip
+        as a node of its own.
+        """
+        node = value.producer()
+        if node is None or node.op_type != "Clip" or not self._is_integer(node) or entry.clip is None:
+            return
+        if entry.clip[1] <= clip_limits(node)[1] and len(node.inputs) > 2:
+            node.resize_inputs(2)
+
+    def _moves_codes(self, value: ir.Value, entry: TensorPlan) -> bool:
+        """Return True for what a node makes that only moves codes of the same grid, which are limited already."""
+        node = value.producer()
+        decision = self.plan.nodes.get(node.name or "") if node is not None else None
+        source = node.inputs[0] if node is not None else None
+        if source is None or decision is None or decision.precision is not Precision.MOVE:
+            return False
+        before = self.grids.get(source.name or "")
+        return before is not None and before.scale == entry.scale and before.zero_point == entry.zero_point
 
     def _place(self, value: ir.Value, nodes: list[ir.Node]) -> None:
         producer = value.producer()
@@ -159,6 +199,8 @@ class _Writer:
         behind = next((u.node for u in node.outputs[0].uses() if u.node.op_type == "QuantizeLinear"), None)
         if before is None or before.op_type != "DequantizeLinear" or behind is None or before.inputs[2] is None:
             return
+        if before.inputs[2].dtype is not ir.DataType.UINT8:
+            return  # there is no Pad of 16-bit codes
         node.replace_input_with(0, before.inputs[0])
         node.resize_inputs(max(len(node.inputs), 3))
         node.replace_input_with(2, before.inputs[2])
@@ -181,3 +223,12 @@ class _Writer:
         if key not in self.constants:
             self.constants[key] = add_initializer(self.graph, fresh_name(self.taken, name), array)
         return self.constants[key]
+
+
+def _stored_as(entry: TensorPlan) -> tuple[np.dtype[Any], int | None]:
+    """Return the type of an activation's codes, and the last code where the type holds more."""
+    if entry.spec is None or entry.spec.num_bits == BYTE_BITS:
+        return np.dtype(np.uint8), None
+    if entry.spec.num_bits < BYTE_BITS:
+        return np.dtype(np.uint8), entry.spec.code_range[1]
+    return np.dtype(np.uint16), None

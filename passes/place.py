@@ -16,15 +16,17 @@ from qcompiler.model.weights import TOO_SMALL, channel_axis_of, saved_bytes, wei
 from qcompiler.plan import CompressionPlan, NodePlan, Precision, QuantSpec, Role, TensorPlan
 from qcompiler.protocols import OpRule, PassKind, PassResult, Refusal, Target
 from qcompiler.quant.histogram import TensorStatistics
-from qcompiler.recipe import MatchRule
+from qcompiler.recipe import MatchRule, Recipe
 from qcompiler.records import Metric, PassReport, Skip
 from qcompiler.runtime.ort_needs import unmet_need
+from qcompiler.runtime.widths import check_bits, unfit_activations
 from qcompiler.state import Context, Fact, State
 
-U8 = QuantSpec(num_bits=8, signed=False)
 COMPUTE = frozenset({"Conv", "Gemm", "MatMul"})
 FUSED = frozenset({"Relu", "Clip"})
 INTEGER = frozenset({Precision.INTEGER, Precision.MOVE})
+RUN_TIME_BITS = 8
+"""Width of the grids that DynamicQuantizeLinear makes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,9 +45,14 @@ class Place:
     invalidates: ClassVar[frozenset[Fact]] = frozenset({Fact.RANGES, Fact.WEIGHT_SCALES})
 
     def run(self, state: State, context: Context) -> PassResult:
-        """Return the state with a NodePlan for every node and empty TensorPlans for what needs a scale."""
+        """Return the state with a NodePlan for every node and empty TensorPlans for what needs a scale.
+
+        Raises:
+            UsageError: the recipe asks for widths that the target does not take, or has a rule that names nothing.
+        """
+        check_bits(context.target, context.recipe)
         known = None if context.calibration is not None else state.statistics
-        placer = _Placer(state.model, context.target, context.recipe.rules, known)
+        placer = _Placer(state.model, context.target, context.recipe, known)
         placer.decide()
         kept = {k: t for k, t in state.plan.tensors.items() if t.role is Role.FACTORS}
         plan = placer.plan(replace(state.plan, target=context.target.full_name, nodes={}, tensors=kept))
@@ -75,10 +82,12 @@ class _Placer:
         self,
         model: ir.Model,
         target: Target,
-        rules: tuple[MatchRule, ...],
+        recipe: Recipe,
         known: Mapping[str, TensorStatistics] | None,
     ) -> None:
-        self.model, self.target, self.rules, self.known = model, target, rules, known
+        self.model, self.target, self.known = model, target, known
+        self.rules, self.weight_bits = recipe.rules, recipe.weight_bits
+        self.activations = QuantSpec(num_bits=recipe.activation_bits, signed=False)
         self.nodes = list(model.graph)
         self.opset = model.opset_imports.get("", MIN_OPSET)
         self.choices: dict[ir.Node, _Choice] = {}
@@ -122,7 +131,7 @@ class _Placer:
         found = self.target.legalize(node.op_type, Precision.INTEGER, None)
         if isinstance(found, Refusal):
             return _Choice(Precision.FLOAT, found.reason)
-        unmet = unmet_need(node, found)
+        unmet = unmet_need(node, found) or unfit_activations(found, self.activations)
         if unmet:
             return _Choice(Precision.FLOAT, unmet)
         return _Choice(found.precision, "between integer nodes", found)
@@ -130,13 +139,13 @@ class _Placer:
     def _compute_choice(self, node: ir.Node, rule: MatchRule | None) -> _Choice:
         if 1 not in weight_operands(node):
             return _Choice(Precision.FLOAT, "both operands are computed at run time")
-        axis = channel_axis_of(node, 1)
-        spec = QuantSpec(num_bits=8, signed=True, symmetric=True, axis=axis)
         wanted = self._wanted(node, rule)
-        found = self.target.legalize(node.op_type, wanted, spec)
+        if wanted is Precision.DYNAMIC and self.activations.num_bits != RUN_TIME_BITS:
+            return _Choice(Precision.FLOAT, f"activations with a scale found at run time have {RUN_TIME_BITS} bits")
+        found = self.target.legalize(node.op_type, wanted, self._weight_grid(node, 1))
         if isinstance(found, Refusal):
             return _Choice(Precision.FLOAT, found.reason)
-        unmet = unmet_need(node, found)
+        unmet = unmet_need(node, found) or unfit_activations(found, self.activations)
         if unmet:
             return _Choice(Precision.FLOAT, unmet)
         if wanted is Precision.DYNAMIC:
@@ -233,8 +242,13 @@ class _Placer:
         return changed
 
     def _dynamic_runs(self, node: ir.Node) -> bool:
-        spec = QuantSpec(num_bits=8, signed=True, symmetric=True, axis=channel_axis_of(node, 1))
-        return isinstance(self.target.legalize(node.op_type, Precision.DYNAMIC, spec), OpRule)
+        found = self.target.legalize(node.op_type, Precision.DYNAMIC, self._weight_grid(node, 1))
+        return isinstance(found, OpRule) and self.activations.num_bits == RUN_TIME_BITS
+
+    def _weight_grid(self, node: ir.Node, index: int) -> QuantSpec:
+        rule = self._recipe_rule(node)
+        bits = self.weight_bits if rule is None or rule.num_bits is None else rule.num_bits
+        return QuantSpec(num_bits=bits, signed=True, symmetric=True, axis=channel_axis_of(node, index))
 
     def _reaches_compute(self) -> set[ir.Node]:
         reach: set[ir.Node] = set()
@@ -314,7 +328,7 @@ class _Placer:
         return plan.with_nodes(*nodes).with_tensors(*tensors.values())
 
     def _activation(self, value: ir.Value) -> TensorPlan:
-        return TensorPlan(name=value.name or "", role=Role.ACTIVATION, spec=U8, decided_by=("place",))
+        return TensorPlan(name=value.name or "", role=Role.ACTIVATION, spec=self.activations, decided_by=("place",))
 
     def _plan_weights(self, node: ir.Node, choice: _Choice) -> list[TensorPlan]:
         kept = self._recipe_rule(node)
@@ -324,13 +338,12 @@ class _Placer:
         found = []
         for index in (1,) if runs else weight_operands(node):
             value = node.inputs[index]
-            axis = channel_axis_of(node, index)
             if value is None:
                 continue
-            if not runs and saved_bytes(value, axis) <= 0:
+            spec = self._weight_grid(node, index)
+            if not runs and saved_bytes(value, spec.axis) <= 0:
                 self.skipped.append(Skip(value.name or "", TOO_SMALL))
                 continue
-            spec = QuantSpec(num_bits=8, signed=True, symmetric=True, axis=axis)
             found.append(TensorPlan(name=value.name or "", role=Role.WEIGHT, spec=spec, decided_by=("place",)))
         return found
 

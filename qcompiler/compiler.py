@@ -30,7 +30,7 @@ from qcompiler.report.compare import write_comparison
 from qcompiler.report.digest import floor_sentence
 from qcompiler.report.document import write_report
 from qcompiler.report.html import write_html
-from qcompiler.runtime.available import check_shapes, runtime_of
+from qcompiler.runtime.available import check_shapes, check_target
 from qcompiler.runtime.emulation.build import Emulator
 from qcompiler.runtime.emulation.check import emulator_for
 from qcompiler.runtime.machine import machine_name, versions
@@ -95,7 +95,7 @@ def compile_model(
     emulator = emulator_for(recipe, names, progress)
     started = time.perf_counter()
     for target in targets:
-        runtime_of(target)
+        check_target(target, recipe)
     progress("loading", 0, 0)
     loaded = load_model(path)
     for target in targets:

@@ -131,7 +131,9 @@ def _differing_grid(model: ir.Model, plan: CompressionPlan) -> str:
     for node in model.graph:
         if node.op_type != "QuantizeLinear" or node.inputs[0] is None:
             continue
-        restored = [u.node for u in node.outputs[0].uses() if u.node.op_type == "DequantizeLinear"]
+        limits = [u.node for u in node.outputs[0].uses() if u.node.op_type == "Clip"]
+        codes = [node.outputs[0], *(n.outputs[0] for n in limits)]
+        restored = [u.node for v in codes for u in v.uses() if u.node.op_type == "DequantizeLinear"]
         names = [node.inputs[0].name or "", *(n.outputs[0].name or "" for n in restored)]
         entry = next((e for name in names if (e := plan.activation(name)) is not None), None)
         if entry is None:
@@ -140,6 +142,9 @@ def _differing_grid(model: ir.Model, plan: CompressionPlan) -> str:
             scale, zero_point = (constant_of(v) for v in (*end.inputs, None)[1:3])
             if not (_equal(scale, entry.scale) and _equal(zero_point, entry.zero_point)):
                 return f"activation '{entry.name}' has another scale or zero point than planned"
+        last = entry.spec.code_range[1] if entry.spec is not None else None
+        if any(constant_of(v) != last for n in limits for v in n.inputs[2:]):
+            return f"activation '{entry.name}' has another largest code than planned"
     return ""
 
 

@@ -93,6 +93,7 @@ class Target(Protocol):
     """Hardware and its runtime. Implementations are frozen dataclasses; ``profile`` is the part after ':'.
 
     Class attributes:
+        weight_bits / activation_bits: widths of codes that a recipe may ask for; a row of the table may take fewer.
         runtime_name: what runs the result in the gate: "onnxruntime", "openvino" or "qnn"; "" for a target that
             is only a table, which ``qcompile lint`` reads and nothing is compiled for.
     """
@@ -101,6 +102,8 @@ class Target(Protocol):
     summary: ClassVar[str]
     profiles: ClassVar[tuple[str, ...]]
     runtime_name: ClassVar[str]
+    weight_bits: ClassVar[frozenset[int]]
+    activation_bits: ClassVar[frozenset[int]]
 
     @property
     def full_name(self) -> str:

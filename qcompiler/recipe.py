@@ -13,11 +13,16 @@ from qcompiler.errors import UsageError
 MAX_EFFORT = 2
 METRICS = ("auto", "top1", "sqnr", "cosine")
 VERIFIERS = ("host", "emulate")
+WEIGHT_BITS = range(1, 9)
+ACTIVATION_BITS = (4, 8, 16)
 
 OptionValue: TypeAlias = bool | int | float | str
 
 CALLABLE = re.compile(r"^[A-Za-z_][\w.]*:[A-Za-z_][\w.]*$")
 """The form of ``module:callable``."""
+
+_BITS = re.compile(r"W([1-8])A(4|8|16)", re.IGNORECASE)
+_BITS_FORM = "write W8A8: W and 1 to 8 for weights, A and 4, 8 or 16 for activations"
 
 
 def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
@@ -90,7 +95,7 @@ class MatchRule:
 
     Attributes:
         pattern: a regular expression, searched in node names and in names of their constants.
-        num_bits: width of the weights, in bits; None leaves the default.
+        num_bits: width of the weights, in bits, 1 to 8; None leaves the recipe's.
         scheme: "auto", "static", "dynamic" or "weight_only".
         keep_float: leave the node in float.
     """
@@ -106,10 +111,8 @@ class MatchRule:
         except re.error as error:
             raise UsageError(f'[match."{self.pattern}"]: not a regular expression: {error}') from error
         _one_of(f'[match."{self.pattern}"] scheme', self.scheme, ("auto", "static", "dynamic", "weight_only"))
-        if self.num_bits not in (None, 8):
-            raise UsageError(
-                f'[match."{self.pattern}"]: bits = {self.num_bits}; this version writes 8-bit weights only'
-            )
+        if self.num_bits is not None and self.num_bits not in WEIGHT_BITS:
+            raise UsageError(f'[match."{self.pattern}"]: bits = {self.num_bits}; weights have 1 to 8 bits')
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,6 +123,8 @@ class Recipe:
         targets: target names, each ``name`` or ``name:profile``.
         data / labels: paths, or ``module:callable`` for data; None means no data.
         metric: "auto", "top1", "sqnr", "cosine" or ``module:function``.
+        weight_bits: width of a weight's codes, 1 to 8; what a target runs is checked against its table.
+        activation_bits: width of an activation's codes: 4, 8 or 16.
         effort: 0 is min-max without any search, 1 searches, 2 also places nodes by measured latency.
         threads: threads of every measured session.
         verify: "host" runs the result on this machine; "emulate" also on emulated boards, for targets that are one.
@@ -132,6 +137,8 @@ class Recipe:
     data: str | None = None
     labels: str | None = None
     metric: str = "auto"
+    weight_bits: int = 8
+    activation_bits: int = 8
     effort: int = 1
     floors: Floors = Floors()
     threads: int = 1
@@ -151,6 +158,8 @@ class Recipe:
     def __post_init__(self) -> None:
         if not 0 <= self.effort <= MAX_EFFORT:
             raise UsageError(f"-O{self.effort} does no more than -O{MAX_EFFORT} in this version; use -O0 or -O1")
+        if self.weight_bits not in WEIGHT_BITS or self.activation_bits not in ACTIVATION_BITS:
+            raise UsageError(f"no such widths: W{self.weight_bits}A{self.activation_bits}; {_BITS_FORM}")
         for name in ("threads", "calibration_samples", "verify_samples"):
             if getattr(self, name) < 1:
                 raise UsageError(f"{name} must be at least 1, got {getattr(self, name)}")
@@ -162,11 +171,28 @@ class Recipe:
         for text in self.passes or ():
             parse_passes(text)
 
+    @property
+    def bits(self) -> str:
+        """Return the widths as they are written, such as ``W8A8``."""
+        return f"W{self.weight_bits}A{self.activation_bits}"
+
     def to_json(self) -> dict[str, Any]:
         """Return the resolved recipe as plain JSON values."""
         document = dataclasses.asdict(self)
         document["rules"] = [dataclasses.asdict(r) for r in self.rules]
         return document
+
+
+def parse_bits(text: str) -> tuple[int, int]:
+    """Return (bits of weights, bits of activations) for ``W8A16`` and its like, in either case.
+
+    Raises:
+        UsageError: the text does not follow that form.
+    """
+    found = _BITS.fullmatch(text.strip())
+    if not found:
+        raise UsageError(f"{text!r} is no pair of widths; {_BITS_FORM}")
+    return int(found[1]), int(found[2])
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from qcompiler.errors import UsageError
-from qcompiler.recipe import CALLABLE, Floors, ImagePreprocessing, MatchRule, Recipe, parse_passes
+from qcompiler.recipe import CALLABLE, Floors, ImagePreprocessing, MatchRule, Recipe, parse_bits, parse_passes
 
 _SIZE_UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
@@ -65,6 +65,8 @@ def load_recipe(path: Path | None, overrides: Mapping[str, Any]) -> Recipe:
     where = str(path) if path else "recipe"
     plain = {k: v for k, v in document.items() if k not in ("floors", "image", "match")}
     values = _convert(plain, _KEYS, where, extra=("floors", "image", "match"))
+    if "bits" in values:
+        values["weight_bits"], values["activation_bits"] = parse_bits(values.pop("bits"))
     for key, table, make in (("floors", _FLOOR_KEYS, Floors), ("image", _IMAGE_KEYS, ImagePreprocessing)):
         if key in document:
             values[key] = make(**_convert(document[key], table, f"{where} [{key}]"))
@@ -173,6 +175,7 @@ _KEYS: dict[str, tuple[str, _Reader]] = {
     "data": ("data", _text),
     "labels": ("labels", _text),
     "metric": ("metric", _text),
+    "bits": ("bits", _text),
     "effort": ("effort", _integer),
     "threads": ("threads", _integer),
     "verify": ("verify", _text),

@@ -116,8 +116,9 @@ def measured_values(model: ir.Model) -> list[str]:
 def _made_by(value: ir.Value) -> ir.Node | None:
     """Return the node that makes a value, or what is before the Q/DQ pair that makes it."""
     node = value.producer()
-    for pair in ("DequantizeLinear", "QuantizeLinear"):
-        if node is not None and node.op_type == pair and node.inputs[0] is not None:
+    for step in ("DequantizeLinear", "Clip", "QuantizeLinear"):
+        coded = step != "Clip" or (node is not None and node.outputs[0].dtype is ir.DataType.UINT8)
+        if node is not None and node.op_type == step and coded and node.inputs[0] is not None:
             node = node.inputs[0].producer()
     return node
 

@@ -9,7 +9,7 @@ from typing import ClassVar
 
 from qcompiler.errors import UsageError
 from qcompiler.protocols import OpRule
-from qcompiler.runtime.ort_cpu import ORT_CPU_RULES
+from qcompiler.runtime.ort_cpu import ACTIVATION_BITS, ORT_CPU_RULES, WEIGHT_BITS
 from qcompiler.runtime.table_target import TableTarget
 
 DEFAULT_PROFILE = "cortex-a76"
@@ -42,6 +42,8 @@ class Arm(TableTarget):
     profiles: ClassVar[tuple[str, ...]] = tuple(PROFILES)
     runtime_name: ClassVar[str] = "onnxruntime"
     table: ClassVar[tuple[OpRule, ...]] = ORT_CPU_RULES
+    weight_bits: ClassVar[frozenset[int]] = WEIGHT_BITS
+    activation_bits: ClassVar[frozenset[int]] = ACTIVATION_BITS
     files: ClassVar[tuple[str, ...]] = ("model.ort", "model.required_operators.config")
     """For mobile builds, and the operators that a reduced build needs for it."""
     profile: str = DEFAULT_PROFILE

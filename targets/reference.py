@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from qcompiler.plan import Precision
 from qcompiler.protocols import OpRule
-from qcompiler.runtime.ort_cpu import ORT_CPU_RULES
+from qcompiler.runtime.ort_cpu import ACTIVATION_BITS, ORT_CPU_RULES, WEIGHT_BITS
 from qcompiler.runtime.table_target import TableTarget
 
 PORTABLE_RULES = tuple(r for r in ORT_CPU_RULES if r.precision is not Precision.DYNAMIC)
@@ -22,3 +22,5 @@ class Reference(TableTarget):
     summary: ClassVar[str] = "ONNX Runtime CPU on any machine, portable QDQ form, for tests and comparisons"
     runtime_name: ClassVar[str] = "onnxruntime"
     table: ClassVar[tuple[OpRule, ...]] = PORTABLE_RULES
+    weight_bits: ClassVar[frozenset[int]] = WEIGHT_BITS
+    activation_bits: ClassVar[frozenset[int]] = ACTIVATION_BITS

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from qcompiler.protocols import OpRule
-from qcompiler.runtime.ort_cpu import ORT_CPU_RULES
+from qcompiler.runtime.ort_cpu import ACTIVATION_BITS, ORT_CPU_RULES, WEIGHT_BITS
 from qcompiler.runtime.table_target import TableTarget
 
 
@@ -19,6 +19,8 @@ class X86(TableTarget):
     summary: ClassVar[str] = "x86-64 (AVX2 or newer), ONNX Runtime CPU, u8 activations, s8 weights per channel"
     runtime_name: ClassVar[str] = "onnxruntime"
     table: ClassVar[tuple[OpRule, ...]] = ORT_CPU_RULES
+    weight_bits: ClassVar[frozenset[int]] = WEIGHT_BITS
+    activation_bits: ClassVar[frozenset[int]] = ACTIVATION_BITS
 
     @property
     def executes_here(self) -> bool:

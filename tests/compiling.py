@@ -18,7 +18,7 @@ from qcompiler.model.normalize import normalize
 from qcompiler.model.save import to_proto
 from qcompiler.pipeline import Pipeline
 from qcompiler.plan import CompressionPlan
-from qcompiler.recipe import MatchRule, Recipe
+from qcompiler.recipe import MatchRule, Recipe, parse_bits
 from qcompiler.registry import load_target, make_pass
 from qcompiler.runtime.sessions import open_session
 from qcompiler.state import Context, State
@@ -70,9 +70,13 @@ def samples(model: ir.Model, count: int = 4, seed: int = 0, free: int = 1) -> Fi
     return Fixed([one() for _ in range(count)])
 
 
-def context(target: str = "x86", data: Fixed | None = None, rules: Sequence[MatchRule] = ()) -> Context:
+def context(
+    target: str = "x86", data: Fixed | None = None, rules: Sequence[MatchRule] = (), bits: str = "W8A8"
+) -> Context:
     """Return the context of a compilation for a target."""
-    return Context(target=load_target(target), recipe=Recipe(rules=tuple(rules)), calibration=data)
+    weights, activations = parse_bits(bits)
+    recipe = Recipe(rules=tuple(rules), weight_bits=weights, activation_bits=activations)
+    return Context(target=load_target(target), recipe=recipe, calibration=data)
 
 
 def run_passes(state: State, where: Context, *names: str, check: bool = True) -> State:
@@ -87,10 +91,11 @@ def planned(
     data: Fixed | None = None,
     rules: Sequence[MatchRule] = (),
     passes: Sequence[str] = PLANNING,
+    bits: str = "W8A8",
 ) -> tuple[State, Context]:
     """Return a model with a complete plan, and the context it was made in."""
     state = start(proto)
-    where = context(target, data if data is not None else samples(state.model), rules)
+    where = context(target, data if data is not None else samples(state.model), rules, bits)
     return run_passes(state, where, *passes), where
 
 

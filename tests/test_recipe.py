@@ -65,6 +65,24 @@ def test_flags_override_the_file(file):
     assert (recipe.floors.min_sqnr_db, recipe.floors.max_size_bytes) == (20.0, 1_200_000)
 
 
+@pytest.mark.parametrize(
+    ("text", "widths"), [("W8A16", (8, 16)), ("w4a8", (4, 8)), (" W1A4 ", (1, 4)), ("W8A8", (8, 8))]
+)
+def test_widths(tmp_path, text, widths):
+    path = tmp_path / "q.toml"
+    path.write_text(f'bits = "{text}"')
+    for recipe in (load_recipe(path, {}), load_recipe(None, {"bits": text}), load_recipe(path, {"bits": text.lower()})):
+        assert (recipe.weight_bits, recipe.activation_bits) == widths
+        assert recipe.bits == text.strip().upper()
+        assert recipe.to_json()["activation_bits"] == widths[1]
+
+
+@pytest.mark.parametrize("widths", [{"weight_bits": 0}, {"weight_bits": 9}, {"activation_bits": 5}])
+def test_widths_that_do_not_exist(widths):
+    with pytest.raises(UsageError, match=r"no such widths: W\dA\d; write W8A8"):
+        Recipe(**widths)
+
+
 def test_nothing_given_is_the_default_recipe():
     assert load_recipe(None, {}) == Recipe()
 
@@ -100,7 +118,12 @@ def test_callable_data_is_not_taken_for_a_path(tmp_path):
         ("[image]\nsize = [0, 5]", r"it must be \[height, width\]"),
         ("[image]\nstd = 0", "must not hold a 0"),
         ('[match."("]\nbits = 8', "not a regular expression"),
-        ('[match."a"]\nbits = 4', "8-bit weights only"),
+        ('[match."a"]\nbits = 9', r'\[match."a"\]: bits = 9; weights have 1 to 8 bits'),
+        ('[match."a"]\nbits = 0', "weights have 1 to 8 bits"),
+        ("bits = 'W9A8'", "'W9A8' is no pair of widths; write W8A8"),
+        ("bits = 'A8W8'", "no pair of widths"),
+        ("bits = 'W8A8x'", "no pair of widths"),
+        ("bits = 8", "bits is 8; it must be a text"),
         ('[match."a"]\nscheme = "int8"', "scheme is 'int8'"),
         ("passes = 'a{b}'", "cannot read option 'b' of pass 'a'"),
         ("a = = 1", "is not valid TOML"),

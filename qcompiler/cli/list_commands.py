@@ -27,6 +27,8 @@ def targets_command(as_json: bool) -> int:
                 "profiles": list(target.profiles),
                 "default": target.full_name,
                 "summary": target.summary,
+                "weight_bits": sorted(target.weight_bits),
+                "activation_bits": sorted(target.activation_bits),
                 "executes_here": target.executes_here,
             }
         )
@@ -34,12 +36,13 @@ def targets_command(as_json: bool) -> int:
         print_json(rows)
         return 0
     print_table(
-        ("target", "plain name means", "profiles", "runs here", "what it is"),
+        ("target", "plain name means", "profiles", "bits", "runs here", "what it is"),
         [
             (
                 row["name"],
                 row["default"],
                 ", ".join(row["profiles"]) or "-",
+                f"W{'/'.join(map(str, row['weight_bits']))} A{'/'.join(map(str, row['activation_bits']))}",
                 "yes" if row["executes_here"] else "no",
                 row["summary"],
             )

@@ -55,6 +55,12 @@ _OPTIONS = (
     _floor("--max-latency-ratio", type=float, metavar="R", help="Latency of the result over the original's."),
     _floor("--require-data", is_flag=True, default=None, help="Accuracy not verified on real data is a miss."),
     _how(
+        "--bits",
+        metavar="WxAy",
+        help="Widths of weights (1 to 8) and activations (4, 8 or 16); 'qcompile targets' says what a target runs. "
+        "Default: W8A8.",
+    ),
+    _how(
         "-O",
         "effort",
         type=int,

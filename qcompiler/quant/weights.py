@@ -11,6 +11,9 @@ CLIP_RATIOS = np.linspace(1.0, 0.7, 31)
 
 BIAS_CODES = 2.0**24
 """Largest code that a bias may get: 7 bits below int32, for grids that cover less than what was observed."""
+FINE_BIAS_CODES = 2.0**28
+"""The same where the input has 16 bits, whose fine steps take up 8 bits of the bias: 3 bits below int32."""
+FINE_LEVELS = 2**8
 
 
 def absmax_scale(rows: Float32, top: int) -> Float32:
@@ -73,7 +76,8 @@ def bias_floor(bias: NDArray[np.floating], low: float, high: float, levels: int)
     step = (max(high, 0.0) - min(low, 0.0)) / (levels - 1)
     if step <= 0.0:
         return np.zeros(bias.shape)
-    return np.abs(np.asarray(bias, np.float64)) / (max(step, SMALLEST_SCALE) * BIAS_CODES)
+    codes = BIAS_CODES if levels <= FINE_LEVELS else FINE_BIAS_CODES
+    return np.abs(np.asarray(bias, np.float64)) / (max(step, SMALLEST_SCALE) * codes)
 
 
 def as_rows(weight: Float32, axis: int) -> Float32:

@@ -9,6 +9,8 @@ import onnx_ir as ir
 
 from qcompiler.errors import ModelError, RuntimeUnavailable, UsageError
 from qcompiler.protocols import Target
+from qcompiler.recipe import Recipe
+from qcompiler.runtime.widths import check_bits
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +64,17 @@ def runtime_of(target: Target) -> Runtime:
         package = RUNTIMES[name].package
         raise RuntimeUnavailable(f"target '{target.full_name}' needs {RUNTIMES[name].title}: pip install {package}")
     return RUNTIMES[name]
+
+
+def check_target(target: Target, recipe: Recipe) -> None:
+    """Check that a target's runtime is there and takes the widths of a recipe, before anything is read.
+
+    Raises:
+        UsageError: nothing can be run for the target, or it does not take these widths.
+        RuntimeUnavailable: the runtime is not installed.
+    """
+    runtime_of(target)
+    check_bits(target, recipe)
 
 
 def check_shapes(target: Target, model: ir.Model) -> None:

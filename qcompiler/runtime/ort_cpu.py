@@ -16,6 +16,11 @@ U8 = QuantSpec(num_bits=8, signed=False)
 S8 = QuantSpec(num_bits=8, signed=True, symmetric=True)
 S8_CHANNEL = QuantSpec(num_bits=8, signed=True, symmetric=True, axis=0)
 
+WEIGHT_BITS = frozenset({8})
+"""Widths of weights."""
+ACTIVATION_BITS = frozenset({4, 8})
+"""Widths of activations; codes of 4 bits are 8-bit codes that a Clip keeps below 16."""
+
 
 def compute_row(op_type: str, runtime_op: str, *, output: bool = True, activations: QuantSpec = U8) -> OpRule:
     """Return the row of an operator with 8-bit weights, signed and symmetric, per channel or per tensor."""
@@ -115,5 +120,6 @@ def find_rule(
 
 
 def _fits(weights: QuantSpec, allowed: QuantSpec) -> bool:
-    same_grid = (weights.num_bits, weights.signed) == (allowed.num_bits, allowed.signed)
-    return same_grid and (weights.axis is None) == (allowed.axis is None)
+    """Return whether codes of one grid are codes of another; those of narrower grids are."""
+    held = weights.num_bits <= allowed.num_bits and weights.signed == allowed.signed
+    return held and (weights.axis is None) == (allowed.axis is None)

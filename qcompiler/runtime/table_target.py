@@ -22,6 +22,7 @@ class TableTarget:
         table: what the runtime executes on quantized data.
         float_reasons: operator -> why it stays in float.
         lowering: names of the passes that write a plan.
+        weight_bits / activation_bits: widths of codes that a recipe may ask for.
         files: what is written beside ``model.onnx``.
     """
 
@@ -32,6 +33,8 @@ class TableTarget:
     profiles: ClassVar[tuple[str, ...]] = ()
     float_reasons: ClassVar[Mapping[str, str]] = FLOAT_REASONS
     lowering: ClassVar[tuple[str, ...]] = QDQ_LOWERING
+    weight_bits: ClassVar[frozenset[int]] = frozenset({8})
+    activation_bits: ClassVar[frozenset[int]] = frozenset({8})
     files: ClassVar[tuple[str, ...]] = ()
 
     @property

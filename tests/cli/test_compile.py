@@ -22,6 +22,7 @@ def test_plain_line_is_the_default_recipe(run, fake_compiler):
             {"data": "d", "labels": "l.npy", "metric": "a.b:c"},
         ),
         (["-O0"], {"effort": 0}),
+        (["--bits", "w4a16"], {"weight_bits": 4, "activation_bits": 16}),
         (["-O", "1", "--seed", "3", "--threads", "2"], {"effort": 1, "seed": 3, "threads": 2}),
         (
             ["--calibration-samples", "5", "--verify-samples", "6"],

@@ -15,6 +15,8 @@ def test_targets(run):
     assert "cortex-a53" in rows["arm"]["profiles"]
     assert rows["arm"]["default"] == "arm:cortex-a76"
     assert all(row["summary"] for row in rows.values())
+    assert (rows["x86"]["weight_bits"], rows["x86"]["activation_bits"]) == ([8], [4, 8])
+    assert "W8 A4/8" in shown.out
 
 
 def test_passes(run):

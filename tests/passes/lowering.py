@@ -18,11 +18,11 @@ CLIPPED_SCALE = 6 / 256
 
 
 def rounded_plan(
-    proto: onnx.ModelProto, target: str = "x86", rules: tuple[MatchRule, ...] = ()
+    proto: onnx.ModelProto, target: str = "x86", rules: tuple[MatchRule, ...] = (), bits: str = "W8A8"
 ) -> tuple[State, Context]:
     """Return a state in which every planned tensor has a grid of round numbers, and the context."""
     state = start(proto)
-    where = context(target, samples(state.model, 2), rules)
+    where = context(target, samples(state.model, 2), rules, bits)
     state = run_passes(state, where, "place")
     gridded = [_gridded(state, t) for t in state.plan.tensors.values()]
     facts = state.facts | {Fact.RANGES, Fact.WEIGHT_SCALES, Fact.STATISTICS}

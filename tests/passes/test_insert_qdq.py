@@ -89,15 +89,15 @@ def test_the_runtime_runs_them_in_integers(name, expected):
 # -- our arithmetic against the runtime's --------------------------------------------------------------------
 
 
-def meaning(proto: onnx.ModelProto, state, feeds) -> np.ndarray:
+def meaning(proto: onnx.ModelProto, state, feeds, last: int = 255) -> np.ndarray:
     """What the plan of a single Conv with Clip means, in NumPy: quantize, decode, convolve, quantize."""
     grids = {n: (t.scale, t.zero_point) for n, t in state.plan.tensors.items()}
     constants = {t.name: onnx.numpy_helper.to_array(t) for t in proto.graph.initializer}
-    x = dequantize(quantize(feeds["x"], *grids["x"], (0, 255), None), *grids["x"], None)
+    x = dequantize(quantize(feeds["x"], *grids["x"], (0, last), None), *grids["x"], None)
     w = dequantize(quantize(constants["w"], *grids["w"], (-127, 127), 0), *grids["w"], 0)
     y = np.einsum("nchw,oc->nohw", x, w[:, :, 0, 0]) + constants["b"].reshape(1, -1, 1, 1)
     y = np.clip(y, 0, 6).astype(np.float32)
-    return dequantize(quantize(y, *grids["y"], (0, 255), None), *grids["y"], None)
+    return dequantize(quantize(y, *grids["y"], (0, last), None), *grids["y"], None)
 
 
 def test_the_emitted_graph_means_what_the_plan_says():
@@ -126,6 +126,55 @@ def test_the_integer_kernels_follow_the_graph(proto):
     (reference,) = outputs(proto, feeds)
     signal, noise = float(np.sum(reference**2)), float(np.sum((reference - fast) ** 2))
     assert noise < signal / 100
+
+
+# -- 4-bit activations: bytes that a Clip of the codes keeps below 16 ----------------------------------------------
+
+
+def four_bit_plan():
+    """A plan whose values reach beyond both ends of every grid."""
+    state, where = rounded_plan(conv_clip(), bits="W8A4")
+    grids = {"x": (0.25, 7), "y": (0.125, 0)}
+    fixed = [
+        replace(
+            state.plan.tensors[name],
+            scale=np.asarray(scale, np.float32),
+            zero_point=np.asarray(zero, np.int32),
+            clip=(-zero * scale, (15 - zero) * scale),
+        )
+        for name, (scale, zero) in grids.items()
+    ]
+    return replace(state, plan=state.plan.with_tensors(*fixed)), where
+
+
+def test_golden_of_4_bit_activations():
+    state, where = four_bit_plan()
+    assert_golden("insert-qdq-four-bits", run_passes(state, where, "insert-qdq").model)
+
+
+def test_4_bit_codes_end_at_15_and_mean_what_the_plan_says():
+    proto = conv_clip()
+    state, where = four_bit_plan()
+    model = lowered(state, where).model
+    data = samples(state.model, 8)
+    reached = set()
+    for index in range(8):
+        feeds = {"x": data[index]["x"] * np.float32(3)}
+        expected = meaning(proto, state, feeds, last=15)
+        reached |= set(np.rint(expected / 0.125).astype(int).ravel())
+        assert np.array_equal(outputs(model, feeds, optimize=False)[0], expected)
+        assert np.abs(outputs(model, feeds)[0] - expected).max() <= OUTPUT_STEPS * 0.125
+    assert {0, 15} <= reached
+    ops = [op for op in runtime_ops(model) if op != "Transpose"]
+    assert ops == ["QuantizeLinear", "Clip", "QLinearConv", "Clip", "DequantizeLinear"]
+
+
+def test_a_clip_that_the_grid_does_not_replace_keeps_its_limit():
+    state, where = four_bit_plan()
+    wide = replace(state.plan.tensors["y"], scale=np.asarray(0.5, np.float32), clip=(0.0, 7.5))
+    model = run_passes(replace(state, plan=state.plan.with_tensors(wide)), where, "insert-qdq").model
+    relu6 = next(n for n in model.graph if n.name == "relu6")
+    assert len(relu6.inputs) == 3
 
 
 def planned_model(proto: onnx.ModelProto):
@@ -166,6 +215,14 @@ def test_the_pipeline_notices(name, monkeypatch):
     lowered(state, where)
     tamper(monkeypatch, **WRONG[name])
     with pytest.raises(QCompileError, match="did not write the plan"):
+        lowered(state, where)
+
+
+def test_the_pipeline_notices_a_wrong_largest_code(monkeypatch):
+    state, where = four_bit_plan()
+    lowered(state, where)
+    tamper(monkeypatch, name="y", spec=replace(state.plan.tensors["y"].spec, num_bits=3))
+    with pytest.raises(QCompileError, match="'y' has another largest code than planned"):
         lowered(state, where)
 
 

@@ -279,6 +279,61 @@ def test_rules_of_the_recipe():
         place(proto, rules=(MatchRule(pattern="nowhere"),))
 
 
+def test_widths_of_the_recipe_are_those_of_the_plan():
+    state = start(conv_net())
+    where = context("x86", samples(state.model, 1), bits="W8A4")
+    plan = make_pass("place").run(state, where).state.plan
+    widths = {role: {t.spec.num_bits for t in plan.tensors.values() if t.role is role} for role in Role}
+    assert (widths[Role.WEIGHT], widths[Role.ACTIVATION]) == ({8}, {4})
+
+
+@pytest.mark.parametrize(
+    ("target", "bits", "message"),
+    [
+        ("arm", "W8A16", r"target 'arm:cortex-a76' runs no 16-bit activations; it runs 4 and 8\. Use --bits W8A8 or"),
+        ("x86", "W4A8", r"target 'x86' runs no 4-bit weights; it runs 8\. Use --bits W8A8 or another target"),
+        ("reference", "W4A4", r"runs no 4-bit weights; it runs 8\. Use --bits W8A4 or"),
+        ("openvino", "W8A4", r"target 'openvino' runs no 4-bit activations; it runs 8\."),
+        ("nnapi", "W8A16", "runs no 16-bit activations"),
+    ],
+)
+def test_widths_that_a_target_does_not_take(target, bits, message):
+    state = start(conv_net())
+    with pytest.raises(UsageError, match=message) as caught:
+        make_pass("place").run(state, context(target, samples(state.model, 1), bits=bits))
+    assert "\n" not in str(caught.value)
+
+
+def test_widths_of_a_rule_that_a_target_does_not_take():
+    state = start(conv_net())
+    rule = MatchRule(pattern="conv1", num_bits=3)
+    with pytest.raises(
+        UsageError, match=r'\[match."conv1"\]: target \'x86\' runs no 3-bit weights; it runs 8\. Set bits'
+    ):
+        make_pass("place").run(state, context("x86", samples(state.model, 1), (rule,)))
+
+
+def test_run_time_scales_are_for_8_bits():
+    state = start(token_net())
+    data = samples(state.model, 1, free=2)
+    plan = make_pass("place").run(state, context("x86", data, bits="W8A4")).state.plan
+    assert DYNAMIC not in precisions(plan).values()
+    assert INTEGER in precisions(plan).values()
+    rules = (MatchRule(pattern=".", scheme="dynamic"),)
+    asked = make_pass("place").run(state, context("x86", data, rules, bits="W8A4")).state.plan
+    assert any("found at run time have 8 bits" in node.reason for node in asked.nodes.values())
+
+
+def test_a_row_may_take_narrower_activations_than_its_target(monkeypatch):
+    from qcompiler.targets.x86 import X86
+
+    monkeypatch.setattr(X86, "activation_bits", frozenset({8, 16}))
+    state = start(conv_net())
+    plan = make_pass("place").run(state, context("x86", samples(state.model, 1), bits="W8A16")).state.plan
+    assert INTEGER not in precisions(plan).values()
+    assert any("Conv with u16 activations has no integer kernel; it has u8" in n.reason for n in plan.nodes.values())
+
+
 def test_without_data_only_what_has_statistics_runs_in_integers():
     plan, _ = place(conv_net(channels=16), data=False)
     assert INTEGER not in precisions(plan).values()

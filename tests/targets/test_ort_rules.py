@@ -113,6 +113,32 @@ def test_layers_run_in_integers(rule, tail):
         assert {"QGemm", "MatMulIntegerToFloat"} & set(ops), "with a float output, too"
 
 
+@pytest.mark.parametrize("rule", [p for p in rows(Precision.INTEGER) if p.values[0].weights])
+def test_layers_of_4_bit_activations_run_in_integers(rule):
+    """Codes are bytes below 16: the Clip that keeps them there is one of codes, behind the integer kernel."""
+    static = (MatchRule(pattern="node|reader", scheme="static"),)
+    graph = runtime_graph(compiled(layer_model(rule.op_type, tail=True), rules=static, bits="W8A4"))
+    ops = [node.op_type for node in graph.node]
+    assert rule.op_type not in ops
+    assert rule.runtime_op in ops
+    limits = [n for n in graph.node if n.op_type == "Clip"]
+    assert limits
+    made = {name: node.op_type for node in graph.node for name in node.output}
+    sources = {made[n.input[0]] for n in limits}
+    assert sources <= {"QuantizeLinear", "Transpose", rule.runtime_op}
+
+
+@pytest.mark.parametrize(
+    "rule", [*(p for p in rows(Precision.INTEGER) if not p.values[0].weights), *rows(Precision.MOVE)]
+)
+def test_4_bit_codes_between_layers_stay_integers(rule):
+    static = (MatchRule(pattern="last", scheme="static"),)
+    ops = runtime_ops(compiled(between_model(rule.op_type), rules=static, bits="W8A4"))
+    assert matches(ops, rule.runtime_op) or rule.op_type in ("Transpose", "Flatten", "Squeeze", "Unsqueeze", "Reshape")
+    assert not {"Conv", "MatMul", "Gemm", "FusedConv"} & set(ops)
+    assert ops.count("QuantizeLinear") == 1, "of the input; all else stays in codes"
+
+
 @pytest.mark.parametrize("rule", [p for p in rows(Precision.INTEGER) if not p.values[0].weights])
 def test_what_stands_between_layers_runs_in_integers(rule):
     static = (MatchRule(pattern="last", scheme="static"),)

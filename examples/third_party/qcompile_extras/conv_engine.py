@@ -33,6 +33,8 @@ class ConvEngine:
     summary: ClassVar[str] = "a made-up accelerator: integer Conv and MaxPool, all else in float on the host"
     profiles: ClassVar[tuple[str, ...]] = ()
     runtime_name: ClassVar[str] = "onnxruntime"
+    weight_bits: ClassVar[frozenset[int]] = frozenset({8})
+    activation_bits: ClassVar[frozenset[int]] = frozenset({8})
 
     @property
     def full_name(self) -> str:
