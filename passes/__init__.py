@@ -11,6 +11,7 @@ PASSES: dict[str, str] = {
     "observe": "qcompiler.passes.observe:Observe",
     "calibrate": "qcompiler.passes.calibrate:Calibrate",
     "scale-weights": "qcompiler.passes.scale_weights:ScaleWeights",
+    "solve-codes": "qcompiler.passes.solve_codes:SolveCodes",
     "correct-bias": "qcompiler.passes.correct_bias:CorrectBias",
     "insert-qdq": "qcompiler.passes.insert_qdq:InsertQdq",
     "insert-dynamic": "qcompiler.passes.insert_dynamic:InsertDynamic",
@@ -26,12 +27,13 @@ WITH_DATA = (
     "place",
     "observe",
     "scale-weights",
+    "solve-codes",
     "calibrate",
     "correct-bias",
 )
 """Default order of -O1 with calibration data; the target's lowering passes follow."""
 
-WITHOUT_DATA = (*_REWRITES, "estimate-statistics", "place", "scale-weights", "calibrate", "correct-bias")
+WITHOUT_DATA = (*_REWRITES, "estimate-statistics", "place", "scale-weights", "solve-codes", "calibrate", "correct-bias")
 """Default order of -O1 without data."""
 
 _PLAIN = ("scale-weights{rounding=nearest}", "calibrate{method=minmax}")

@@ -51,15 +51,17 @@ class Gptq:
         return np.argsort(-diagonal, axis=1, kind="stable")
 
     def _codes(self, weight: Float64, factor: Float64, problem: LayerProblem) -> Int8:
-        rest, codes = weight.copy(), np.empty(weight.shape, np.int8)
+        """Return codes of shape (groups, rows, inputs); inside, columns come first, so that each lies in one piece."""
+        rest = np.ascontiguousarray(weight.transpose(0, 2, 1))
+        codes = np.empty(rest.shape, np.int8)
         inputs, scale = weight.shape[2], problem.scale
         for first in range(0, inputs, self.block):
             last = min(first + self.block, inputs)
-            errors = np.empty((*weight.shape[:2], last - first))
+            errors = np.empty((len(rest), last - first, rest.shape[2]))
             for column in range(first, last):
-                code = round_to_levels(rest[:, :, column] / scale, problem.levels)
-                error = (rest[:, :, column] - code * scale) / factor[:, None, column, column]
-                rest[:, :, column:last] -= error[:, :, None] * factor[:, None, column, column:last]
-                codes[:, :, column], errors[:, :, column - first] = code, error
-            rest[:, :, last:] -= errors @ factor[:, first:last, last:]
-        return codes
+                code = round_to_levels(rest[:, column] / scale, problem.levels)
+                error = (rest[:, column] - code * scale) / factor[:, column, column, None]
+                rest[:, column + 1 : last] -= factor[:, column, column + 1 : last, None] * error[:, None]
+                codes[:, column], errors[:, column - first] = code, error
+            rest[:, last:] -= factor[:, first:last, last:].transpose(0, 2, 1) @ errors
+        return np.ascontiguousarray(codes.transpose(0, 2, 1))

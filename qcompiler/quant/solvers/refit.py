@@ -25,8 +25,7 @@ def refit_scale(problem: LayerProblem, solution: Solution) -> Solution:
     wanted = (product * problem.weight).sum(2)
     useful = (power > 0) & (wanted > 0)
     scale = np.where(useful, wanted / np.where(useful, power, 1.0), solution.scale)
-    fitted = Solution(solution.codes, np.maximum(scale, problem.floor))
-    return better_rows(problem, solution, fitted)
+    return Solution(solution.codes, np.maximum(scale, problem.floor))
 
 
 def alternate(problem: LayerProblem, solution: Solution, rounds: int = ROUNDS) -> Solution:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 from numpy.typing import NDArray
 
 from qcompiler.quant.levels import Levels, nearest_level
 from qcompiler.quant.solvers.problem import Float64, Int8, LayerProblem, Solution, row_errors
 
-RATIOS = np.linspace(1.0, 0.2, 41)
+RATIOS = np.linspace(1.0, 0.25, 26)
 SHORTLIST = 4
 """Ratios, the best by the diagonal of H, that are judged by the whole of H."""
 
@@ -20,17 +22,22 @@ def round_to_levels(values: Float64, levels: Levels) -> Int8:
         values: any shape, in units of the scale.
         levels: sorted, at least one.
     """
-    step = _spacing(levels)
+    step, first, last = _spacing(levels.tobytes())
     if step == 0:
         return nearest_level(values, levels)
-    number = np.ceil((values - float(levels[0])) / step - 0.5)
-    return np.asarray(np.clip(number, 0, len(levels) - 1) * step + float(levels[0])).astype(np.int8)
+    if step == 1:
+        return np.asarray(np.clip(np.ceil(values - 0.5), first, last)).astype(np.int8)
+    number = np.ceil((values - first) * (1.0 / step) - 0.5)
+    return np.asarray(np.clip(number * step + first, first, last)).astype(np.int8)
 
 
-def _spacing(levels: Levels) -> int:
-    """Return the distance of evenly spaced levels, 0 of others."""
-    gaps = np.diff(levels.astype(np.int64))
-    return int(gaps[0]) if gaps.size and bool((gaps == gaps[0]).all()) else 0
+@functools.lru_cache(maxsize=64)
+def _spacing(levels: bytes) -> tuple[int, int, int]:
+    """Return (distance of evenly spaced levels or 0, first, last)."""
+    values = np.frombuffer(levels, np.int8).astype(np.int64)
+    gaps = np.diff(values)
+    even = bool(gaps.size) and bool((gaps == gaps[0]).all())
+    return int(gaps[0]) if even else 0, int(values[0]), int(values[-1])
 
 
 def covering_scale(weight: Float64, levels: Levels, floor: Float64) -> Float64:
