@@ -78,7 +78,7 @@ class ScaleWeights:
             return tensor
         weight = np.asarray(array, np.float32)
         rows = weight.reshape(1, -1) if spec.axis is None else as_rows(weight, spec.axis)
-        top = spec.code_range[1]
+        top = max(spec.code_range[1], 1)  # a single bit has the codes -1 and 1
         searched = self.search and weight.size <= LARGE
         if searched:
             scale = clip_search_scale(rows, self._importance(state, node, weight.shape, spec), top)

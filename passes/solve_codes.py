@@ -146,11 +146,10 @@ class SolveCodes:
 
     def _rounded(self, state: State, weight: PlannedWeight) -> TensorPlan:
         rows, floor = weight.rows(), row_floor(state, weight)
-        nothing = np.zeros((rows.shape[0], rows.shape[2], rows.shape[2])) if weight.layout is not None else np.eye(1)
-        importance = np.ones(1)
-        layer = Layer(weight=rows, gram=nothing, held=nothing, floor=floor)
+        alike = np.ones((1, 1, 1))
+        layer = Layer(weight=rows, gram=alike, held=alike, floor=floor)
         tables = self._tables(weight, layer)
-        table, levels, solution = plain_choice(rows, importance, floor, tables)
+        table, levels, solution = plain_choice(rows, alike, floor, tables)
         return self._entry(weight, levels, solution, f"nearest on {table} levels, by the squared error of the weights")
 
     def _entry(self, weight: PlannedWeight, levels: Levels, solution: Solution, reason: str) -> TensorPlan:

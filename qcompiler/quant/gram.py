@@ -101,13 +101,15 @@ def inverse_factor(gram: Float64) -> Float64:
     A matrix that is not positive definite is damped again, up to ``MAX_DAMPINGS`` times.
 
     Raises:
-        QCompileError: it still is not, as happens with NaN or infinity.
+        QCompileError: it still is not, or it holds NaN or infinity.
     """
+    if not np.isfinite(gram).all():
+        raise QCompileError("a Gram matrix is not finite: some input of the layer is NaN or infinity")
     trial = gram
     for attempt in range(MAX_DAMPINGS + 1):
         try:
-            inverse = np.linalg.inv(trial)
-            return np.asarray(np.swapaxes(np.linalg.cholesky(symmetric(inverse)), -1, -2))
+            inverse = symmetric(np.asarray(np.linalg.inv(trial), np.float64))
+            return np.asarray(np.swapaxes(np.linalg.cholesky(inverse), -1, -2), np.float64)
         except np.linalg.LinAlgError:
             trial = damped(gram, DAMPING * 4.0**attempt)
-    raise QCompileError("a Gram matrix is not positive definite, whatever is added to its diagonal: is it finite?")
+    raise QCompileError("a Gram matrix is not positive definite, whatever is added to its diagonal")

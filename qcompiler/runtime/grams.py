@@ -185,7 +185,9 @@ def capture_grams(
     Raises:
         DataError: the model does not run on a sample.
     """
-    inputs = {n.name or "": n.inputs[0].name or "" for n in model.graph if n.name in layouts and n.inputs[0] is not None}
+    inputs = {
+        n.name or "": n.inputs[0].name or "" for n in model.graph if n.name in layouts and n.inputs[0] is not None
+    }
     limit = max(options.positions // len(samples), 1)
     found: dict[str, Gram] = {}
     batches = list(_batches({n: layouts[n] for n in inputs}, options.batch_bytes))

@@ -11,7 +11,7 @@ from qcompiler.quant.grid import Float32
 from qcompiler.quant.solvers.adam import Adam, row_weights
 from qcompiler.quant.solvers.descent import polish
 from qcompiler.quant.solvers.nearest import nearest
-from qcompiler.quant.solvers.problem import LayerProblem, Solution, row_errors
+from qcompiler.quant.solvers.problem import LayerProblem, Solution, better_rows, row_errors
 from qcompiler.quant.solvers.refit import refit_scale
 
 STRETCH = (1.2, -0.1)
@@ -55,7 +55,7 @@ class Adaround:
         """Return codes and scales; the seed is not used."""
         if len(problem.levels) < 2:
             return nearest(problem)
-        found = refit_scale(problem, self._learn(problem))
+        found = better_rows(problem, nearest(problem), refit_scale(problem, self._learn(problem)))
         return polish(problem, found) if self.polished else found
 
     def cost(self, problem: LayerProblem) -> float:

@@ -141,9 +141,7 @@ def _unscaled(layer: Layer) -> LayerProblem:
     return LayerProblem(weight=layer.weight, gram=layer.gram, levels=levels, scale=layer.floor, floor=layer.floor)
 
 
-def _best_table(
-    layer: Layer, tables: dict[str, Levels], limit: float
-) -> tuple[str, LayerProblem, dict[str, Solution]]:
+def _best_table(layer: Layer, tables: dict[str, Levels], limit: float) -> tuple[str, LayerProblem, dict[str, Solution]]:
     """Return the table with the least error, its problem, and what was solved on the way."""
     gram = damped(layer.gram)
     scout = "descent" if Descent().cost(_unscaled(layer)) <= limit else "nearest"

@@ -57,7 +57,7 @@ def _start(values: Float64, mass: Float64, count: int) -> Float64:
     density, _ = np.histogram(values, edges, weights=mass)
     share = np.concatenate([[0.0], np.cumsum(np.cbrt(density))])
     wanted = (np.arange(count) + 0.5) / count * share[-1]
-    return np.interp(wanted, share, edges)
+    return np.asarray(np.interp(wanted, share, edges), np.float64)
 
 
 def refit_levels(problem: LayerProblem, solution: Solution) -> Levels:

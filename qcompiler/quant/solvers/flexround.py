@@ -11,7 +11,7 @@ from qcompiler.quant.grid import Float32
 from qcompiler.quant.solvers.adam import Adam, row_weights
 from qcompiler.quant.solvers.descent import polish
 from qcompiler.quant.solvers.nearest import nearest
-from qcompiler.quant.solvers.problem import LayerProblem, Solution, better_rows, row_errors
+from qcompiler.quant.solvers.problem import Int8, LayerProblem, Solution, better_rows, row_errors
 from qcompiler.quant.solvers.refit import refit_scale
 from qcompiler.quant.solvers.scales import round_to_levels
 
@@ -66,11 +66,11 @@ class Flexround:
             product = error @ gram
             loss = (product * error).sum(2) * units[:, :, 0]
             won = loss < lowest
-            best_codes[won], best_scale[won], lowest[won] = codes[won], scale[:, :, 0][won], loss[won]
+            best_codes[won], best_scale[won], lowest[won] = codes[won], scale[won, 0], loss[won]
             share = 0.5 * (1 + np.cos(np.pi * iteration / self.iterations))
-            factors.step(2 * units * scale * product, divided, codes, share)
-        scale = np.maximum(best_scale.astype(np.float64), problem.floor)
-        return better_rows(problem, best, Solution(best_codes, scale))
+            factors.step(np.asarray(2 * units * scale * product, np.float32), divided, codes, float(share))
+        found = np.maximum(best_scale.astype(np.float64), problem.floor)
+        return better_rows(problem, best, Solution(best_codes, found))
 
 
 class _Factors:
@@ -97,7 +97,7 @@ class _Factors:
             exponent += np.repeat(self._channel, self._channels[2], axis=1)[:, None, :]
         return self.weight / (scale * np.exp(exponent)), scale
 
-    def step(self, gradient: Float32, divided: Float32, codes: np.ndarray, share: float) -> None:  # type: ignore[type-arg]
+    def step(self, gradient: Float32, divided: Float32, codes: Int8, share: float) -> None:
         """Move all factors, given dL/dWq times s1, the divided weights and their codes."""
         inside = (divided >= self._ends[0]) & (divided <= self._ends[1])
         through = divided * inside

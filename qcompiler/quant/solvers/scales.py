@@ -15,7 +15,7 @@ SHORTLIST = 4
 """Ratios, the best by the diagonal of H, that are judged by the whole of H."""
 
 
-def round_to_levels(values: Float64, levels: Levels) -> Int8:
+def round_to_levels(values: NDArray[np.floating], levels: Levels) -> Int8:
     """Return the level nearest to each value, the lower of two; evenly spaced levels take a short cut.
 
     Args:
@@ -111,13 +111,11 @@ def diagonal_scale(weight: Float64, importance: Float64, levels: Levels, floor: 
         floor: shape (groups, rows).
     """
     full = covering_scale(weight, levels, floor)
-    ratio = RATIOS[clip_errors(weight, importance, levels, full).argmin(0)]
-    return np.maximum(full * ratio, floor)
+    ratio: Float64 = RATIOS[clip_errors(weight, importance, levels, full).argmin(0)]
+    return np.asarray(np.maximum(full * ratio, floor), np.float64)
 
 
-def make_problem(
-    weight: Float64, gram: Float64, levels: Levels, floor: Float64, kernel: int = 1
-) -> LayerProblem:
+def make_problem(weight: Float64, gram: Float64, levels: Levels, floor: Float64, kernel: int = 1) -> LayerProblem:
     """Return the problem of a layer, with searched scales to start from; shapes as in ``LayerProblem``."""
     scale = search_scale(weight, gram, levels, floor)
     return LayerProblem(weight=weight, gram=gram, levels=levels, scale=scale, floor=floor, kernel=kernel)
