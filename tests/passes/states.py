@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import tempfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import onnx
 from onnx import helper, numpy_helper
 
 from qcompiler.model.save import to_proto
-from qcompiler.plan import CompressionPlan
+from qcompiler.plan import CompressionPlan, Role
 from qcompiler.state import Context, State
 from tests.compiling import PLANNING, context, run_passes, samples, start
 from tests.models import FLOAT, build, conv_net, token_net
@@ -100,7 +101,18 @@ def before(name: str) -> tuple[State, Context]:
     state = start(proto)
     data = samples(state.model, free=3)
     where = context("x86", data)
-    return run_passes(state, where, *BEFORE[name]), where
+    state = run_passes(state, where, *BEFORE[name])
+    return (narrowed(state, 4) if name == "solve-codes" else state), where
+
+
+def narrowed(state: State, bits: int, only: str = "") -> State:
+    """Return a state whose planned weights (or the one named) are to have so many bits."""
+    entries = [
+        replace(t, spec=replace(t.spec, num_bits=bits))
+        for t in state.plan.tensors.values()
+        if t.role is Role.WEIGHT and t.spec is not None and only in ("", t.name)
+    ]
+    return replace(state, plan=state.plan.with_tensors(*entries))
 
 
 def model_bytes(state: State) -> bytes:

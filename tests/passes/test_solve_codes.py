@@ -19,7 +19,7 @@ from qcompiler.runtime.capture import Executor
 from qcompiler.runtime.grams import GramOptions
 from tests.compiling import planned, run_passes, samples, start
 from tests.models import FLOAT, build, conv_net, token_net
-from tests.passes.states import plan_bytes
+from tests.passes.states import narrowed, plan_bytes
 
 ALL = "solve-codes{solvers=nearest+gptq+descent+adaround+flexround}"
 
@@ -53,13 +53,7 @@ def mixed_net():
 def prepared(proto, bits=4, count=8, only=""):
     """Return a state with scaled weights, all of them (or the one named) narrowed to so many bits."""
     state, where = planned(proto, passes=("fold-batch-norm", "place"), data=samples(start(proto).model, count))
-    narrow = [
-        replace(t, spec=replace(t.spec, num_bits=bits))
-        for t in state.plan.tensors.values()
-        if t.role is Role.WEIGHT and only in ("", t.name)
-    ]
-    state = replace(state, plan=state.plan.with_tensors(*narrow))
-    return run_passes(state, where, "observe", "scale-weights"), where
+    return run_passes(narrowed(state, bits, only), where, "observe", "scale-weights"), where
 
 
 def solved(proto, spec="solve-codes", **options):
