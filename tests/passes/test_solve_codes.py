@@ -17,7 +17,7 @@ from qcompiler.quant.grid import dequantize
 from qcompiler.registry import make_pass
 from qcompiler.runtime.capture import Executor
 from qcompiler.runtime.grams import GramOptions
-from tests.compiling import planned, run_passes, samples, start
+from tests.compiling import lowered, planned, run_passes, samples, start
 from tests.models import FLOAT, build, conv_net, token_net
 from tests.passes.states import narrowed, plan_bytes
 
@@ -216,6 +216,20 @@ def test_layers_with_a_bias_that_follows_the_mean_are_centered():
     plain = gram_matrices(undecided, weights, where.calibration, GramOptions())
     second = columns.astype(np.float64).T @ columns / len(columns)
     np.testing.assert_allclose(plain["w4"][0], second, rtol=1e-5, atol=1e-5 * np.abs(second).max())
+
+
+def test_what_is_lowered_holds_the_codes_and_is_closer_than_nearest():
+    state, where = prepared(mixed_net(), bits=3)
+    feeds = samples(state.model, 6, seed=9)
+    exact = Executor(state.model, ["y"])
+    found = {}
+    for name, steps in {"nearest": (), "solved": ("solve-codes",)}.items():
+        planned_state = run_passes(state, where, *steps, "calibrate{method=minmax}", "correct-bias")
+        model = lowered(planned_state, where).model
+        runs = Executor(model, ["y"])
+        errors = [runs.run(feeds[i])["y"].astype(np.float64) - exact.run(feeds[i])["y"] for i in range(6)]
+        found[name] = float(np.square(errors).sum())
+    assert found["solved"] < 0.5 * found["nearest"]
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,7 @@ class Descent:
     Attributes:
         sweeps: over all columns at most.
 
-    Source: Behdin et al., "QuantEase" (2023), section 3. Differs: any table of levels, and scales are refitted
+    Source: Behdin et al., "QuantEase" (2023). Differs: any table of levels, and scales are refitted
     between sweeps.
     """
 

@@ -32,7 +32,7 @@ class Flexround:
         polished: end with coordinate descent.
 
     Source: Lee et al., "FlexRound: Learnable Rounding based on Element-wise Division for Post-Training
-    Quantization" (2023), equations 2 and 3 and proposition 3.1. Differs: on the Gram matrix, so that no data and no
+    Quantization" (2023). Differs: on the Gram matrix, so that no data and no
     automatic differentiation are needed, and levels need not be evenly spaced.
     """
 

@@ -86,7 +86,7 @@ def search_scale(weight: Float64, gram: Float64, levels: Levels, floor: Float64)
         levels: sorted levels.
         floor: shape (groups, rows).
 
-    Source: Kim et al., "aespa" (2024), section 3.3 searches a hundred ratios by the exact objective alone.
+    Source: Kim et al., "aespa" (2024). Differs: there a hundred ratios are all judged by the exact objective.
     """
     full = covering_scale(weight, levels, floor)
     diagonal = np.einsum("gii->gi", gram)[:, None, :]
