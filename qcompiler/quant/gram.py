@@ -87,8 +87,8 @@ def damped(gram: Float64, share: float = DAMPING) -> Float64:
         gram: float64, shape (groups, inputs, inputs), positive semidefinite.
         share: of the mean diagonal.
 
-    Source: Frantar et al., "GPTQ" (2022), the damping before the factorization. Differs: weights of dead inputs are not set to 0,
-    because an input that is silent on a few samples may speak on others.
+    Source: Frantar et al., "GPTQ" (2022), the damping before the factorization. Differs: weights of dead inputs
+    are not set to 0, because an input that is silent on a few samples may speak on others.
     """
     mean = np.einsum("gii->g", gram) / max(gram.shape[-1], 1)
     added = np.where(mean > 0, share * mean, 1.0)

@@ -37,8 +37,9 @@ class Adaround:
         beta: from, to.
         polished: end with coordinate descent.
 
-    Source: Nagel et al., "Up or Down? Adaptive Rounding for Post-Training Quantization" (2020); Kim et al., "aespa" (2024), the loss on the Gram matrix; Jeon et al., "GENIE" (2023), learned scales
-    with a frozen base. Differs: levels need not be evenly spaced.
+    Source: Nagel et al., "Up or Down? Adaptive Rounding for Post-Training Quantization" (2020); Kim et al., "aespa"
+    (2024), the loss on the Gram matrix; Jeon et al., "GENIE" (2023), learned scales with a frozen base. Differs:
+    levels need not be evenly spaced.
     """
 
     name: ClassVar[str] = "adaround"
