@@ -12,6 +12,7 @@ PASSES: dict[str, str] = {
     "allocate-bits": "qcompiler.passes.allocate_bits:AllocateBits",
     "calibrate": "qcompiler.passes.calibrate:Calibrate",
     "scale-weights": "qcompiler.passes.scale_weights:ScaleWeights",
+    "solve-codes": "qcompiler.passes.solve_codes:SolveCodes",
     "correct-bias": "qcompiler.passes.correct_bias:CorrectBias",
     "fine-tune": "qcompiler.passes.fine_tune:FineTune",
     "insert-qdq": "qcompiler.passes.insert_qdq:InsertQdq",
@@ -40,6 +41,7 @@ WITH_DATA = (
     "observe",
     "allocate-bits",
     "scale-weights",
+    "solve-codes",
     "calibrate",
     "correct-bias",
 )
@@ -51,6 +53,7 @@ WITHOUT_DATA = (
     "place",
     "allocate-bits",
     "scale-weights",
+    "solve-codes",
     "calibrate",
     "correct-bias",
 )

@@ -28,7 +28,7 @@ TIERS: tuple[frozenset[str], ...] = tuple(
         "runtime",
         "floors metrics",
         "bit_widths",
-        "artifacts graphsurgeon layers lowering profiling report samples verify",
+        "artifacts graphsurgeon layer_problems layers lowering profiling report samples verify",
         "counting divergence executor",
         "sensitivity training",
         "decoding passes targets",

@@ -15,7 +15,7 @@ from onnx import helper, numpy_helper
 
 from qcompiler.lowering import with_aligned_channels
 from qcompiler.model.save import to_proto
-from qcompiler.plan import CompressionPlan
+from qcompiler.plan import CompressionPlan, Role
 from qcompiler.state import Context, State
 from tests.compiling import PLANNING, context, run_passes, samples, start
 from tests.models import FLOAT, build, conv_net, token_net
@@ -33,6 +33,7 @@ BEFORE: dict[str, tuple[str, ...]] = {
     "allocate-bits": ("fold-batch-norm", "place", "observe"),
     "scale-weights": ("fold-batch-norm", "place", "observe"),
     "calibrate": ("fold-batch-norm", "place", "observe", "scale-weights"),
+    "solve-codes": ("fold-batch-norm", "place", "observe", "scale-weights"),
     "correct-bias": ("fold-batch-norm", *PLANNING),
     "fine-tune": BEFORE_LOWERING,
     "insert-qdq": BEFORE_LOWERING,
@@ -124,7 +125,17 @@ def before(name: str) -> tuple[State, Context]:
     state = run_passes(state, where, *BEFORE[name])
     if name == "align-channels":
         state = replace(state, plan=with_aligned_channels(state.plan, "conv1", 4))
-    return state, where
+    return (narrowed(state, 4) if name == "solve-codes" else state), where
+
+
+def narrowed(state: State, bits: int, only: str = "") -> State:
+    """Return a state whose planned weights (or the one named) are to have so many bits."""
+    entries = [
+        replace(t, spec=replace(t.spec, num_bits=bits))
+        for t in state.plan.tensors.values()
+        if t.role is Role.WEIGHT and t.spec is not None and only in ("", t.name)
+    ]
+    return replace(state, plan=state.plan.with_tensors(*entries))
 
 
 def model_bytes(state: State) -> bytes:
