@@ -18,7 +18,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from qcompiler import compiler
+from qcompiler import attempt
 from qcompiler.errors import RuntimeUnavailable
 from qcompiler.model import save
 from qcompiler.runtime import gate_process
@@ -149,7 +149,7 @@ def test_result_that_does_not_load(command: Command, model: Path, monkeypatch: p
         path.write_bytes(b"nonsense")
         return (path,)
 
-    monkeypatch.setattr(compiler, "save_model", broken)
+    monkeypatch.setattr(attempt, "save_model", broken)
     ended = command(model)
     ended.refused(4, "out.failed")
     report = json.loads((ended.folder / "out.failed" / "report.json").read_text())
