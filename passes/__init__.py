@@ -11,7 +11,10 @@ PASSES: dict[str, str] = {
     "observe": "qcompiler.passes.observe:Observe",
     "calibrate": "qcompiler.passes.calibrate:Calibrate",
     "scale-weights": "qcompiler.passes.scale_weights:ScaleWeights",
+    "solve-codes": "qcompiler.passes.solve_codes:SolveCodes",
     "correct-bias": "qcompiler.passes.correct_bias:CorrectBias",
+    "clip-round-search": "qcompiler.passes.clip_round_search:ClipRoundSearch",
+    "joint-clip-search": "qcompiler.passes.joint_clip_search:JointClipSearch",
     "fine-tune": "qcompiler.passes.fine_tune:FineTune",
     "insert-qdq": "qcompiler.passes.insert_qdq:InsertQdq",
     "insert-dynamic": "qcompiler.passes.insert_dynamic:InsertDynamic",
@@ -27,15 +30,18 @@ WITH_DATA = (
     "place",
     "observe",
     "scale-weights",
+    "solve-codes",
     "calibrate",
     "correct-bias",
 )
 """Default order of -O1 with calibration data; the target's lowering passes follow."""
 
-WITHOUT_DATA = (*_REWRITES, "estimate-statistics", "place", "scale-weights", "calibrate", "correct-bias")
+WITHOUT_DATA = (*_REWRITES, "estimate-statistics", "place", "scale-weights", "solve-codes", "calibrate", "correct-bias")
 """Default order of -O1 without data."""
 
-IMPROVING: dict[int, tuple[str, ...]] = {2: (), 3: ()}
+_SEARCHES = ("clip-round-search", "joint-clip-search")
+
+IMPROVING: dict[int, tuple[str, ...]] = {2: _SEARCHES, 3: _SEARCHES}
 """Effort -> the plan passes that improve a verified result, in order; higher efforts name those of lower ones too.
 
 They run if some weight has fewer than 8 bits: at 8 bits what is left to gain is below what the gate can tell. A pass

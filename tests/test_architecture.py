@@ -26,10 +26,10 @@ TIERS: tuple[frozenset[str], ...] = tuple(
         "protocols",
         "data model",
         "runtime",
-        "floors metrics",
-        "artifacts graphsurgeon layers lowering min_cut profiling report samples verify",
+        "activation_grids floors metrics",
+        "artifacts graphsurgeon layer_problems layers lowering min_cut profiling report samples verify",
         "counting executor",
-        "training",
+        "search training",
         "decoding passes targets",
         "pipeline registry",
         "linting repair shared_plan trial",
@@ -52,7 +52,7 @@ LIBRARIES = {
     "onnxruntime": {"model", "runtime"},
     "onnxscript": {"model"},
     "rich": {"cli", "report"},
-    "torch": {"executor", "training"},
+    "torch": {"executor", "search", "training"},
 }
 """Who may import a library; others may be imported anywhere above ``quant``."""
 

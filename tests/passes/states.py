@@ -14,7 +14,7 @@ import onnx
 from onnx import helper, numpy_helper
 
 from qcompiler.model.save import to_proto
-from qcompiler.plan import CompressionPlan
+from qcompiler.plan import CompressionPlan, Role
 from qcompiler.state import Context, State
 from tests.compiling import PLANNING, context, run_passes, samples, start
 from tests.models import FLOAT, build, conv_net, token_net
@@ -30,7 +30,10 @@ BEFORE: dict[str, tuple[str, ...]] = {
     "observe": ("fold-batch-norm", "place"),
     "scale-weights": ("fold-batch-norm", "place", "observe"),
     "calibrate": ("fold-batch-norm", "place", "observe", "scale-weights"),
+    "solve-codes": ("fold-batch-norm", "place", "observe", "scale-weights"),
     "correct-bias": ("fold-batch-norm", *PLANNING),
+    "clip-round-search": BEFORE_LOWERING,
+    "joint-clip-search": BEFORE_LOWERING,
     "fine-tune": BEFORE_LOWERING,
     "insert-qdq": BEFORE_LOWERING,
     "insert-dynamic": BEFORE_LOWERING,
@@ -85,6 +88,9 @@ def table_net() -> onnx.ModelProto:
     return build(nodes, [("x", FLOAT, [1, 32, 32])], [("y", FLOAT, [1, 32, 32])], constants)
 
 
+FEW_BITS = frozenset({"solve-codes", "clip-round-search", "joint-clip-search"})
+"""Passes that only touch weights below 8 bits: they get 4."""
+
 MODELS: dict[str, Callable[[], onnx.ModelProto]] = {
     "widen-float16": half_net,
     "equalize-channels": uneven_net,
@@ -101,7 +107,18 @@ def before(name: str) -> tuple[State, Context]:
     state = start(proto)
     data = samples(state.model, free=3)
     where = replace(context("x86", data), acceptance=samples(state.model, seed=1, free=3))
-    return run_passes(state, where, *BEFORE[name]), where
+    state = run_passes(state, where, *BEFORE[name])
+    return (narrowed(state, 4) if name in FEW_BITS else state), where
+
+
+def narrowed(state: State, bits: int, only: str = "") -> State:
+    """Return a state whose planned weights (or the one named) are to have so many bits."""
+    entries = [
+        replace(t, spec=replace(t.spec, num_bits=bits))
+        for t in state.plan.tensors.values()
+        if t.role is Role.WEIGHT and t.spec is not None and only in ("", t.name)
+    ]
+    return replace(state, plan=state.plan.with_tensors(*entries))
 
 
 def model_bytes(state: State) -> bytes:

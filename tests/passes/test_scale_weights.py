@@ -99,9 +99,9 @@ def test_a_channel_of_tiny_weights_keeps_its_bias(op, behind):
 
 
 def test_without_the_floor_the_bias_of_a_dead_channel_is_lost(monkeypatch):
-    from qcompiler.passes import scale_weights
+    from qcompiler import layer_problems
 
-    monkeypatch.setattr(scale_weights, "bias_floor", lambda bias, *_: np.zeros(bias.shape))
+    monkeypatch.setattr(layer_problems, "bias_floor", lambda bias, *_: np.zeros(bias.shape))
     proto = dead_channels("Conv", "Relu")
     state, where = planned(proto)
     feeds = samples(state.model, 1)[0]

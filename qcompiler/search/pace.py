@@ -1,0 +1,107 @@
+"""How many rows and candidates fit into the time: measured once, before a search."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from qcompiler.executor.batching import row_count, rows_of
+from qcompiler.executor.binding import Binding
+from qcompiler.executor.setup import SearchSetup
+from qcompiler.search.units import Unit
+
+PROBE_ROWS = 4
+ROWS = (1024, 512, 256, 128, 64, 32, 16)
+"""Rows that a candidate may be measured on; so few choices that a small change of speed changes none of them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Grid:
+    """How finely a tensor is searched.
+
+    Attributes:
+        factors: of scales and ranges, without 1.
+        shifts: of rounding, without 0.
+        refined: try the neighbors of the best pair at half the distance.
+    """
+
+    name: str
+    factors: tuple[float, ...]
+    shifts: tuple[float, ...]
+    refined: bool
+
+    @property
+    def candidates(self) -> int:
+        """How many candidates a weight has at most: its scales, its rounding, its neighbors, its bias."""
+        return 2 * len(self.factors) + len(self.shifts) + (8 if self.refined else 0) + 3
+
+
+_SHIFTS = tuple(round(0.05 * n, 2) for n in range(-6, 7) if n)
+
+GRIDS = (
+    Grid("fine", (0.6, 0.7, 0.76, 0.82, 0.87, 0.91, 0.95, 0.98, 1.02, 1.05, 1.09, 1.14, 1.2, 1.3), _SHIFTS, True),
+    Grid("medium", (0.75, 0.85, 0.92, 0.97, 1.03, 1.08, 1.16), (-0.2, -0.1, 0.1, 0.2), True),
+    Grid("coarse", (0.85, 0.94, 1.06), (-0.15, 0.15), False),
+)
+"""From the finest on."""
+
+ORDER = ((0, 128), (0, 64), (1, 64), (1, 32), (2, 32), (2, 16))
+"""Pairs of a grid and the rows it needs at least, best first."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """What was chosen: the grid, and how many rows a candidate is measured on."""
+
+    grid: Grid
+    rows: int
+
+
+def step_seconds(setup: SearchSetup, binding: Binding) -> list[float]:
+    """Return the seconds that every step takes on one row, the quicker of two runs.
+
+    Args:
+        setup: executor and samples.
+        binding: with what the steps run.
+    """
+    rows = min(PROBE_ROWS if setup.axes is not None else 1, row_count(setup.samples))
+    runs = [_timed(setup, binding, rows) for _ in range(2)]
+    return [min(pair) / rows for pair in zip(*runs, strict=True)]
+
+
+def _timed(setup: SearchSetup, binding: Binding, rows: int) -> list[float]:
+    executor, live = setup.executor, rows_of(setup.samples, slice(0, rows))
+    found = []
+    with torch.no_grad():
+        for step in range(len(executor.steps)):
+            started = time.perf_counter()
+            names = executor.live_before(step + 1, setup.loss.outputs)
+            live = executor.run(live, names, binding=binding, start=step, stop=step + 1)
+            if executor.device.type == "cuda":
+                torch.cuda.synchronize()
+            found.append(time.perf_counter() - started)
+    return found
+
+
+def choose_pace(units: Sequence[Unit], steps: Sequence[float], rows: int, seconds: float) -> Pace:
+    """Return the finest grid, and for it the most rows, with which a search fits into a time.
+
+    Args:
+        units: the stops of the search.
+        steps: seconds of every step on one row.
+        rows: how many there are to search on.
+        seconds: for the whole search; if nothing fits, the least is chosen, and the clock ends the search.
+    """
+    behind = [sum(steps[unit.step :]) for unit in units]
+    for index, least in ORDER:
+        grid = GRIDS[index]
+        each = sum(grid.candidates * s for s in behind)
+        wanted = [r for r in ROWS if r >= least]
+        for count in wanted:
+            fitting = min(count, rows)
+            if each * fitting <= seconds:
+                return Pace(grid, fitting)
+    return Pace(GRIDS[-1], min(ROWS[-1], rows))
