@@ -25,6 +25,9 @@ CONFIRM_SHARE = 4
 MIN_GAIN = 1e-4
 """Smallest relative decrease of the loss that counts."""
 
+ERROR_WEIGHT = 1.0
+"""Of the squared error of class scores: with the few rows of a search, their divergence alone is mostly chance."""
+
 Entries = tuple[TensorPlan, ...]
 """A candidate: the plan entries that it replaces."""
 
@@ -108,7 +111,7 @@ class Bench:
         self.tried = self.taken = self.refused = 0
 
     def _oracle(self, state: State, samples: Tensors) -> LossOracle:
-        loss = DistillationLoss(self.executor, samples, self.setup.axes)
+        loss = DistillationLoss(self.executor, samples, self.setup.axes, error_weight=ERROR_WEIGHT)
         return LossOracle(state, self.executor, samples, loss, self.setup.axes, Limits())
 
     def losses(self, step: int, candidates: Sequence[Entries]) -> NDArray[np.float64]:
