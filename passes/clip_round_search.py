@@ -58,14 +58,15 @@ class ClipRoundSearch:
         Raises:
             RuntimeUnavailable: PyTorch is not installed.
         """
-        if context.budget.spent():
-            return PassResult(state, self._report("there is no time left for a search"))
-        from qcompiler.executor.determinism import deterministic
-        from qcompiler.executor.setup import prepare_search
         from qcompiler.search.units import few_bits, is_named
 
+        if context.budget.spent():
+            return PassResult(state, self._report("there is no time left for a search"))
         if not few_bits(state) and not is_named(self.name, context):
             return PassResult(state, self._report("nothing has fewer than 8 bits"))
+        from qcompiler.executor.determinism import deterministic
+        from qcompiler.executor.setup import prepare_search
+
         with deterministic(context.recipe.threads):
             setup = prepare_search(state, context)
             if isinstance(setup, str):
