@@ -44,8 +44,8 @@ _SEARCHES = ("clip-round-search", "joint-clip-search")
 IMPROVING: dict[int, tuple[str, ...]] = {2: _SEARCHES, 3: _SEARCHES}
 """Effort -> the plan passes that improve a verified result, in order; higher efforts name those of lower ones too.
 
-They run if some weight has fewer than 8 bits: at 8 bits what is left to gain is below what the gate can tell. A pass
-that finds nothing to do returns ``changed=False`` at once.
+They run if some weight or activation has fewer than 8 bits: at 8 bits what is left to gain is below what the gate can
+tell. A pass that finds nothing to do returns ``changed=False`` at once.
 """
 
 TRAINING = ("fine-tune",)

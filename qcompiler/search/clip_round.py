@@ -252,10 +252,9 @@ class _Walk:
 
     def _offsets(self, unit: Unit, moves: GroupMoves) -> None:
         """Try parts of a code, added to the layer's bias: that is rounding with another border, exactly."""
-        if unit.weight is None:
+        if unit.weight is None or unit.weight.entry.scale is None:
             return
-        channels = int(np.size(unit.weight.entry.scale))
-        now = self._correction(unit, channels)
+        now = self._correction(unit, unit.weight.entry.scale.size)
         entries: list[Entries] = [(self._bias_at(unit, now + s * moves.step),) for s in self._grid.shifts]
         best, level = self._best(unit.step, entries)
         self._bench.take(unit.step, entries[best], level)

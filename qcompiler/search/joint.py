@@ -176,11 +176,11 @@ class _Joint:
         near = max(shares, key=lambda i: shares[i])
         chosen = {e.name: e for e in starts[near]}
         for _, moves in self._groups:
-            ends = [0.0, 0.0]
+            low = high = 0.0
             for index, share in shares.items():
-                clip = next(e.clip for e in starts[index] if e.name == moves.entries[0].name)
-                ends = [end + share * side for end, side in zip(ends, clip or (0.0, 0.0), strict=True)]
-            chosen.update({e.name: e for e in moves.covering(*ends, f"p = {norm:.2f}")})
+                clip = next(e.clip for e in starts[index] if e.name == moves.entries[0].name) or (0.0, 0.0)
+                low, high = low + share * clip[0], high + share * clip[1]
+            chosen.update({e.name: e for e in moves.covering(low, high, f"the best of p = {norm:.2f}")})
         return tuple(chosen.values())
 
     # -- Powell ----------------------------------------------------------------------------------------

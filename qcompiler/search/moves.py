@@ -136,6 +136,7 @@ class GroupMoves:
 
     def covering(self, low: float, high: float, what: str) -> tuple[TensorPlan, ...]:
         """Return the group with the grid that covers a range, within the limits of fused activations."""
+        low, high = max(low, self.limits[0]), min(high, self.limits[1])
         made = gridded(self.entries[0], low, high, self.limits, "", self.decided_by)
         return tuple(
             replace(

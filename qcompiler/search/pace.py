@@ -48,7 +48,7 @@ GRIDS = (
 )
 """From the finest on."""
 
-ORDER = ((0, 128), (0, 64), (1, 64), (1, 32), (2, 32), (2, 16))
+ORDER = ((0, 256), (1, 128), (1, 64), (2, 64), (2, 32), (2, 16))
 """Pairs of a grid and the rows it needs at least, best first."""
 
 
