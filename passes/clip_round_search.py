@@ -12,9 +12,10 @@ from qcompiler.state import Context, Fact, State
 
 if TYPE_CHECKING:
     from qcompiler.executor.setup import SearchSetup
+    from qcompiler.search.bench import Clock
     from qcompiler.search.clip_round import ClipRoundResult
 
-SECONDS = {2: 60.0, 3: 900.0}
+SECONDS = {2: 50.0, 3: 900.0}
 """Time of a search by effort, where no limit was asked for."""
 SHARE = 0.5
 """Part of the time that is left under a limit."""
@@ -32,7 +33,7 @@ class ClipRoundSearch:
     back from the search. What is decided stays as it is for all layers behind.
 
     Attributes:
-        seconds: for the search; 0 takes 60 s at -O2, 900 s at -O3, and half of what is left under --max-time.
+        seconds: for the search; 0 takes 50 s at -O2, 900 s at -O3, and half of what is left under --max-time.
 
     Source: after Kim et al. 2021, Q-Rater: Non-Convex Optimization for Post-Training Uniform Quantization
     (arXiv:2105.01868). The principle is theirs: clipping and rounding of weights and activations by the task loss,
@@ -66,19 +67,18 @@ class ClipRoundSearch:
             return PassResult(state, self._report("nothing has fewer than 8 bits"))
         from qcompiler.executor.determinism import deterministic
         from qcompiler.executor.setup import prepare_search
+        from qcompiler.search.bench import Clock
 
+        clock = Clock(context.budget, self._limit(context))
         with deterministic(context.recipe.threads):
             setup = prepare_search(state, context)
             if isinstance(setup, str):
                 skip = Skip("the model", setup)
                 return PassResult(state, replace(self._report(setup), skipped=(skip,)))
-            return self._searched(state, context, setup)
+            return self._searched(state, context, setup, clock)
 
-    def _searched(self, state: State, context: Context, setup: SearchSetup) -> PassResult:
-        from qcompiler.search.bench import Clock
+    def _searched(self, state: State, context: Context, setup: SearchSetup, clock: Clock) -> PassResult:
         from qcompiler.search.clip_round import Progress, search_clip_and_rounding
-
-        clock = Clock(context.budget, self._limit(context))
 
         def tell(done: int, total: int) -> None:
             context.progress("searching clips and rounding", done, total)

@@ -12,9 +12,10 @@ from qcompiler.state import Context, Fact, State
 
 if TYPE_CHECKING:
     from qcompiler.executor.setup import SearchSetup
+    from qcompiler.search.bench import Clock
     from qcompiler.search.joint import JointResult
 
-SECONDS = {2: 30.0, 3: 600.0}
+SECONDS = {2: 25.0, 3: 600.0}
 """Time of a search by effort, where no limit was asked for."""
 SHARE = 0.5
 """Part of the time that is left under a limit."""
@@ -30,7 +31,7 @@ class JointClipSearch:
     stay, and what is found is taken only if it is better on every fourth calibration sample, which is kept back.
 
     Attributes:
-        seconds: for the search; 0 takes 30 s at -O2, 600 s at -O3, and half of what is left under --max-time.
+        seconds: for the search; 0 takes 25 s at -O2, 600 s at -O3, and half of what is left under --max-time.
 
     Source: Nahshan et al. 2021, Loss Aware Post-training Quantization (arXiv:1911.07190). Differs: the loss is the
     distance from the float model; see ``qcompiler.search.joint`` for the rest.
@@ -62,22 +63,23 @@ class JointClipSearch:
             return PassResult(state, self._report("nothing has fewer than 8 bits"))
         from qcompiler.executor.determinism import deterministic
         from qcompiler.executor.setup import prepare_search
+        from qcompiler.search.bench import Clock
 
+        clock = Clock(context.budget, self._limit(context))
         with deterministic(context.recipe.threads):
             setup = prepare_search(state, context)
             if isinstance(setup, str):
                 skip = Skip("the model", setup)
                 return PassResult(state, replace(self._report(setup), skipped=(skip,)))
-            return self._searched(state, context, setup)
+            return self._searched(state, context, setup, clock)
 
-    def _searched(self, state: State, context: Context, setup: SearchSetup) -> PassResult:
-        from qcompiler.search.bench import Clock
+    def _searched(self, state: State, context: Context, setup: SearchSetup, clock: Clock) -> PassResult:
         from qcompiler.search.joint import search_jointly
 
         def tell(done: int, total: int) -> None:
             context.progress("searching clips jointly", min(done, total), total)
 
-        found = search_jointly(setup, state, Clock(context.budget, self._limit(context)), tell)
+        found = search_jointly(setup, state, clock, tell)
         note = "" if found.taken else "nothing better was found that holds on other samples"
         report = replace(
             self._report(note),
@@ -101,6 +103,7 @@ class JointClipSearch:
 def _metrics(found: JointResult) -> tuple[Metric, ...]:
     return (
         Metric("candidates", found.tried, ""),
+        Metric("not confirmed", found.refused, "points"),
         Metric("clips searched", found.clips[0], f"of {found.clips[1]}"),
         Metric("rows per candidate", found.rows, "samples"),
         Metric("loss where it searched, before", found.level[0], ""),

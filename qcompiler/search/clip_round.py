@@ -145,7 +145,7 @@ class _Walk:
             self._mean = quantized_mean(self._bench.search, unit.step, self._bench.rows, axes)
         if unit.weight is not None:
             self._weight(unit, WeightMoves(unit.weight, self._state, NAME))
-        if unit.group:
+        if unit.group and (self._grid.wide or unit.narrow) and not self._clock.over():
             self._group(unit)
         if unit.node and not self._clock.over():
             self._bias(unit)
@@ -162,7 +162,7 @@ class _Walk:
     def _weight(self, unit: Unit, moves: WeightMoves) -> None:
         """Try other scales, then other rounding where rounding anew is best, then the neighbors of the best."""
         factors = self._grid.factors
-        fresh = [(f, 0.0) for f in (*factors, 1.0)]
+        fresh = [(f, 0.0) for f in (*factors, 1.0)] if self._grid.anew or not moves.solved else []
         kept = [(f, None) for f in factors] if moves.solved else []
         pairs: list[tuple[float, float | None]] = [*fresh, *kept]
         entries = [self._with_bias(unit, _weight_at(moves, f, s)) for f, s in pairs]
@@ -171,7 +171,7 @@ class _Walk:
         best, level = self._best(unit.step, entries)
         chosen = entries[best]
         pair = pairs[best] if best < len(pairs) else (1.0, None)
-        if pair[1] is not None and not self._clock.over():
+        if pair[1] is not None and self._grid.shifts and not self._clock.over():
             pair, chosen, level = self._shifted(unit, moves, pair[0], (chosen, level))
         if self._grid.refined and not self._clock.over():
             near = [p for p in _neighbors(pair, self._grid) if p != pair]
@@ -238,7 +238,7 @@ class _Walk:
             self._ranges(
                 unit, [(a, b) for a in (near if moves.two_sided else (1.0,)) for b in near if a != 1 or b != 1]
             )
-        if self._mean is not None and moves.num_bits < 8 and not self._clock.over():
+        if self._mean is not None and unit.narrow and self._grid.shifts and not self._clock.over():
             self._offsets(unit, self._moves(unit))
 
     def _moves(self, unit: Unit) -> GroupMoves:

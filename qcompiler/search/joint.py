@@ -44,6 +44,7 @@ class JointResult:
         level: loss (before, at the start, at the end) on the rows that were searched on.
         confirmed: loss (before, at the end) on the rows that were kept back.
         clips: how many were searched, of how many.
+        tried / refused: candidates that were measured; points of the way that did not hold on the rows kept back.
         taken: the result was better on the rows that were kept back.
     """
 
@@ -53,6 +54,7 @@ class JointResult:
     level: tuple[float, float, float]
     confirmed: tuple[float, float]
     tried: int
+    refused: int
     rows: int
     clips: tuple[int, int]
     taken: bool
@@ -114,6 +116,7 @@ class _Joint:
             level=(before[0], level, bench.level),
             confirmed=(before[1], bench.confirmed),
             tried=bench.tried,
+            refused=bench.refused,
             rows=bench.rows,
             clips=clips,
             taken=taken,

@@ -14,7 +14,7 @@ from qcompiler.layer_problems import PlannedWeight, row_floor
 from qcompiler.lowering import weight_codes
 from qcompiler.plan import CompressionPlan, Role, TensorPlan
 from qcompiler.quant.grid import SMALLEST_SCALE, along, power_ratio_db
-from qcompiler.quant.levels import Levels
+from qcompiler.quant.levels import Levels, uniform_levels
 from qcompiler.quant.shifted import shifted_level
 from qcompiler.state import State
 
@@ -38,7 +38,8 @@ class WeightMoves:
     def __init__(self, weight: PlannedWeight, state: State, decided_by: str) -> None:
         self._weight, self._decided_by = weight, decided_by
         self.entry = weight.entry
-        self.levels = EIGHT_BITS if self.entry.levels is None else self.entry.levels
+        plain = EIGHT_BITS if weight.num_bits >= 8 else uniform_levels(weight.num_bits)
+        self.levels = plain if self.entry.levels is None else self.entry.levels
         self.solved = self.entry.codes is not None
         self._codes = weight_codes(weight.array, self.entry)
         self._scale = np.asarray(self.entry.scale, np.float32)

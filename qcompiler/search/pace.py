@@ -14,6 +14,8 @@ from qcompiler.executor.setup import SearchSetup
 from qcompiler.search.units import Unit
 
 PROBE_ROWS = 4
+OVERHEAD = 1.3
+"""Over the steps behind a stop: confirming, joining candidates, the values before a stop."""
 ROWS = (1024, 512, 256, 128, 64, 32, 16)
 """Rows that a candidate may be measured on; so few choices that a small change of speed changes none of them."""
 
@@ -26,29 +28,40 @@ class Grid:
         factors: of scales and ranges, without 1.
         shifts: of rounding, without 0.
         refined: try the neighbors of the best pair at half the distance.
+        anew: also round weights anew whose codes came from a solver.
+        wide: also search the ranges of activations of 8 bits and more.
     """
 
     name: str
     factors: tuple[float, ...]
     shifts: tuple[float, ...]
     refined: bool
+    anew: bool
+    wide: bool
 
-    @property
-    def candidates(self) -> int:
-        """How many candidates a weight has at most: its scales, its rounding, its neighbors, its bias."""
-        return 2 * len(self.factors) + len(self.shifts) + (8 if self.refined else 0) + 3
+    def candidates(self, unit: Unit) -> int:
+        """Return about how many candidates a stop has: scales, rounding, neighbors and bias; ranges of its group."""
+        near = 8 if self.refined else 0
+        rounds = len(self.factors) * (2 if self.anew else 1)
+        weight = rounds + len(self.shifts) + near + 3
+        group = 2 * len(self.factors) + near if self.wide or unit.narrow else 0
+        return (weight if unit.weight is not None else 0) + (group if unit.group else 0)
 
 
 _SHIFTS = tuple(round(0.05 * n, 2) for n in range(-6, 7) if n)
 
+_FINE = (0.6, 0.7, 0.76, 0.82, 0.87, 0.91, 0.95, 0.98, 1.02, 1.05, 1.09, 1.14, 1.2, 1.3)
+_MEDIUM = (0.75, 0.85, 0.92, 0.97, 1.03, 1.08, 1.16)
+
 GRIDS = (
-    Grid("fine", (0.6, 0.7, 0.76, 0.82, 0.87, 0.91, 0.95, 0.98, 1.02, 1.05, 1.09, 1.14, 1.2, 1.3), _SHIFTS, True),
-    Grid("medium", (0.75, 0.85, 0.92, 0.97, 1.03, 1.08, 1.16), (-0.2, -0.1, 0.1, 0.2), True),
-    Grid("coarse", (0.85, 0.94, 1.06), (-0.15, 0.15), False),
+    Grid("fine", _FINE, _SHIFTS, refined=True, anew=True, wide=True),
+    Grid("medium", _MEDIUM, (-0.2, -0.1, 0.1, 0.2), refined=True, anew=True, wide=True),
+    Grid("coarse", (0.85, 0.94, 1.06), (-0.15, 0.15), refined=False, anew=False, wide=True),
+    Grid("sparse", (0.94, 1.06), (), refined=False, anew=False, wide=False),
 )
 """From the finest on."""
 
-ORDER = ((0, 256), (1, 128), (1, 64), (2, 64), (2, 32), (2, 16))
+ORDER = ((0, 256), (1, 128), (1, 64), (2, 64), (2, 32), (3, 32), (3, 16))
 """Pairs of a grid and the rows it needs at least, best first."""
 
 
@@ -98,7 +111,7 @@ def choose_pace(units: Sequence[Unit], steps: Sequence[float], rows: int, second
     behind = [sum(steps[unit.step :]) for unit in units]
     for index, least in ORDER:
         grid = GRIDS[index]
-        each = sum(grid.candidates * s for s in behind)
+        each = OVERHEAD * sum(grid.candidates(u) * s for u, s in zip(units, behind, strict=True))
         wanted = [r for r in ROWS if r >= least]
         for count in wanted:
             fitting = min(count, rows)

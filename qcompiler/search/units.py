@@ -31,6 +31,7 @@ class Unit:
         weight: what is rounded here; None at a stop for activations only.
         node: the Conv or Gemm whose bias moves with the weight; "" where no bias can.
         group: activations that keep one grid: the layer's output, or values that no layer makes; may be empty.
+        narrow: the group has fewer than 8 bits.
     """
 
     name: str
@@ -38,6 +39,7 @@ class Unit:
     weight: PlannedWeight | None = None
     node: str = ""
     group: tuple[str, ...] = ()
+    narrow: bool = False
 
 
 def few_bits(state: State) -> bool:
@@ -64,11 +66,16 @@ def searched_units(state: State, executor: TorchExecutor) -> tuple[Unit, ...]:
         step = _first_reader(group, executor)
         number = next((by_output[name] for name in group if name in by_output), None)
         if number is not None and weights[number].step <= step and not weights[number].group:
-            weights[number] = replace(weights[number], group=group)
+            weights[number] = replace(weights[number], group=group, narrow=_is_narrow(group[0], state))
         elif step < len(executor.steps) or set(group) & set(executor.outputs):
-            alone.append(Unit(group[0], step, group=group))
+            alone.append(Unit(group[0], step, group=group, narrow=_is_narrow(group[0], state)))
     # What a layer reads is settled before the layer.
     return tuple(sorted([*weights, *alone], key=lambda u: (u.step, u.weight is not None)))
+
+
+def _is_narrow(name: str, state: State) -> bool:
+    spec = state.plan.tensors[name].spec
+    return spec is not None and spec.num_bits < BYTE
 
 
 def _weight_unit(weight: PlannedWeight, state: State, executor: TorchExecutor) -> Unit | None:

@@ -88,8 +88,8 @@ def table_net() -> onnx.ModelProto:
     return build(nodes, [("x", FLOAT, [1, 32, 32])], [("y", FLOAT, [1, 32, 32])], constants)
 
 
-FEW_BITS = frozenset({"solve-codes", "clip-round-search", "joint-clip-search"})
-"""Passes that only touch weights below 8 bits: they get 4."""
+SEARCHES = frozenset({"clip-round-search", "joint-clip-search"})
+"""Passes that search what few bits lose: they get 4, for weights and activations."""
 
 MODELS: dict[str, Callable[[], onnx.ModelProto]] = {
     "widen-float16": half_net,
@@ -106,9 +106,12 @@ def before(name: str) -> tuple[State, Context]:
     proto = MODELS.get(name, lambda: conv_net(channels=16))()
     state = start(proto)
     data = samples(state.model, free=3)
-    where = replace(context("x86", data), acceptance=samples(state.model, seed=1, free=3))
+    bits = "W8A4" if name in SEARCHES else "W8A8"
+    where = replace(context("x86", data, bits=bits), acceptance=samples(state.model, seed=1, free=3))
     state = run_passes(state, where, *BEFORE[name])
-    return (narrowed(state, 4) if name in FEW_BITS else state), where
+    if name in (*SEARCHES, "solve-codes"):
+        state = narrowed(state, 4)
+    return (run_passes(state, where, "solve-codes") if name in SEARCHES else state), where
 
 
 def narrowed(state: State, bits: int, only: str = "") -> State:

@@ -106,7 +106,7 @@ def test_what_does_not_hold_on_other_rows_is_not_taken(fire, monkeypatch):
             made.append(self)
 
     monkeypatch.setattr("qcompiler.search.joint.Bench", Doubtful)
-    result = search_jointly(setup, state, Clock(Budget(), 5.0), lambda done, total: None)
+    result = search_jointly(setup, state, Clock(Budget(), 60.0), lambda done, total: None)
     assert not result.taken
     assert result.plan is state.plan
     assert made[0].refused > 0
