@@ -137,19 +137,21 @@ def test_ranges_keep_an_integer_zero_point_their_limits_and_one_grid(activations
 # -- means -------------------------------------------------------------------------------------------
 
 
-def test_the_mean_of_an_output_follows_from_the_mean_of_the_input(fire):
-    state, _, setup = fire
+def test_the_mean_of_an_output_follows_from_the_mean_of_the_quantized_input():
+    state, where = searched_state(fire_net(), 3, 4)
+    setup = setup_of(state, where)
     bench = Bench(setup, state, 8)
-    step = next(i for i, s in enumerate(setup.executor.steps) if s.name == "right")
+    step = next(i for i, s in enumerate(setup.executor.steps) if s.name == "first")
     mean = quantized_mean(bench.search, step, bench.rows, setup.axes)
-    weight = bench.search.binding.parameters["w3"]
+    weight = bench.search.binding.parameters["w1"]
     found = channel_means(setup.executor.steps[step], mean, weight)
-    plain = replace(bench.search.binding, biases=_without(bench.search.binding.biases, "right"))
+    plain = replace(bench.search.binding, biases=_without(bench.search.binding.biases, "first"))
     with torch.no_grad():
-        made = setup.executor.run(bench.samples, ("c3",), binding=replace(plain, values=_without(plain.values, "c3")))
-    wanted = made["c3"].double().mean((0, 2, 3)).numpy()
+        made = setup.executor.run(bench.samples, ("c1",), binding=plain)
+    wanted = made["c1"].double().mean((0, 2, 3)).numpy()
     assert np.abs(wanted).max() > 0
-    np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-6)
+    first = setup.executor.parameters["b1"].numpy()
+    np.testing.assert_allclose(found, wanted - first, rtol=1e-4, atol=1e-5)
 
 
 def _without(values, name):
