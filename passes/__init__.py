@@ -14,6 +14,8 @@ PASSES: dict[str, str] = {
     "scale-weights": "qcompiler.passes.scale_weights:ScaleWeights",
     "solve-codes": "qcompiler.passes.solve_codes:SolveCodes",
     "correct-bias": "qcompiler.passes.correct_bias:CorrectBias",
+    "clip-round-search": "qcompiler.passes.clip_round_search:ClipRoundSearch",
+    "joint-clip-search": "qcompiler.passes.joint_clip_search:JointClipSearch",
     "fine-tune": "qcompiler.passes.fine_tune:FineTune",
     "insert-qdq": "qcompiler.passes.insert_qdq:InsertQdq",
     "align-channels": "qcompiler.passes.align_channels:AlignChannels",
@@ -59,11 +61,13 @@ WITHOUT_DATA = (
 )
 """Default order of -O1 without data."""
 
-IMPROVING: dict[int, tuple[str, ...]] = {2: (), 3: ()}
+_SEARCHES = ("clip-round-search", "joint-clip-search")
+
+IMPROVING: dict[int, tuple[str, ...]] = {2: _SEARCHES, 3: _SEARCHES}
 """Effort -> the plan passes that improve a verified result, in order; higher efforts name those of lower ones too.
 
-They run if some weight has fewer than 8 bits: at 8 bits what is left to gain is below what the gate can tell. A pass
-that finds nothing to do returns ``changed=False`` at once.
+They run if some weight or activation has fewer than 8 bits: at 8 bits what is left to gain is below what the gate can
+tell. A pass that finds nothing to do returns ``changed=False`` at once.
 """
 
 TRAINING = ("fine-tune",)

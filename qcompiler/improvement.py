@@ -18,7 +18,7 @@ from qcompiler.records import PassReport, Search, SearchStage, StageOutcome
 from qcompiler.state import Context, State
 
 FULL_BITS = 8
-"""Weights of this width are improved by nothing unless the user names the pass: see ``IMPROVING``."""
+"""What is as wide as this is improved by nothing unless the user names the pass: see ``IMPROVING``."""
 
 _BUILT_IN = frozenset(name for names in IMPROVING.values() for name in names)
 
@@ -29,8 +29,8 @@ def improves(step: Pass) -> bool:
 
 
 def worth_improving(plan: CompressionPlan) -> bool:
-    """Return True if some weight has fewer bits than a byte."""
-    specs = (t.spec for t in plan.tensors.values() if t.role is Role.WEIGHT)
+    """Return True if some weight or activation has fewer bits than a byte."""
+    specs = (t.spec for t in plan.tensors.values() if t.role in (Role.WEIGHT, Role.ACTIVATION))
     return any(s is not None and s.num_bits < FULL_BITS for s in specs)
 
 

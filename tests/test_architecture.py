@@ -26,11 +26,11 @@ TIERS: tuple[frozenset[str], ...] = tuple(
         "protocols",
         "data model",
         "runtime",
-        "floors metrics",
+        "activation_grids floors metrics",
         "bit_widths",
         "artifacts graphsurgeon layer_problems layers lowering profiling report samples verify",
         "counting divergence executor",
-        "sensitivity training",
+        "search sensitivity training",
         "decoding passes targets",
         "pipeline registry",
         "bit_repair",
@@ -54,7 +54,7 @@ LIBRARIES = {
     "onnxruntime": {"model", "runtime"},
     "onnxscript": {"model"},
     "rich": {"cli", "report"},
-    "torch": {"executor", "training"},
+    "torch": {"executor", "search", "training"},
 }
 """Who may import a library; others may be imported anywhere above ``quant``."""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -119,6 +119,16 @@ class LossOracle:
             for number, rows in enumerate(self._batches):
                 total += self._batch(number, rows, bindings, behind)
         return total / self._rows
+
+    def before(self, step: int) -> Iterator[Tensors]:
+        """Yield, batch by batch, the values that live before a step, as the base makes them.
+
+        They are as they were made: functions of the base are applied where values are read.
+        """
+        with torch.no_grad():
+            self._advance(step)
+            for number, rows in enumerate(self._batches):
+                yield self._prefix(number, rows)
 
     # -- what candidates change ------------------------------------------------------------------------
 

@@ -35,6 +35,8 @@ BEFORE: dict[str, tuple[str, ...]] = {
     "calibrate": ("fold-batch-norm", "place", "observe", "scale-weights"),
     "solve-codes": ("fold-batch-norm", "place", "observe", "scale-weights"),
     "correct-bias": ("fold-batch-norm", *PLANNING),
+    "clip-round-search": BEFORE_LOWERING,
+    "joint-clip-search": BEFORE_LOWERING,
     "fine-tune": BEFORE_LOWERING,
     "insert-qdq": BEFORE_LOWERING,
     "align-channels": (*BEFORE_LOWERING, "insert-qdq"),
@@ -94,6 +96,9 @@ def table_net() -> onnx.ModelProto:
     return build(nodes, [("x", FLOAT, [1, 32, 32])], [("y", FLOAT, [1, 32, 32])], constants)
 
 
+SEARCHES = frozenset({"clip-round-search", "joint-clip-search"})
+"""Passes that search what few bits lose: they get 4, for weights and activations."""
+
 MODELS: dict[str, Callable[[], onnx.ModelProto]] = {
     "widen-float16": half_net,
     "equalize-channels": uneven_net,
@@ -108,6 +113,8 @@ MODELS: dict[str, Callable[[], onnx.ModelProto]] = {
 
 FOR = {
     "allocate-bits": ("x86", "W4A8"),
+    "clip-round-search": ("x86", "W8A4"),
+    "joint-clip-search": ("x86", "W8A4"),
     "raise-opset": ("qnn", "W8A16"),
     "store-int4": ("qnn", "W4A8"),
     "pack-bits": ("x86", "W4A8"),
@@ -125,7 +132,9 @@ def before(name: str) -> tuple[State, Context]:
     state = run_passes(state, where, *BEFORE[name])
     if name == "align-channels":
         state = replace(state, plan=with_aligned_channels(state.plan, "conv1", 4))
-    return (narrowed(state, 4) if name == "solve-codes" else state), where
+    if name in (*SEARCHES, "solve-codes"):
+        state = narrowed(state, 4)
+    return (run_passes(state, where, "solve-codes") if name in SEARCHES else state), where
 
 
 def narrowed(state: State, bits: int, only: str = "") -> State:

@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from onnx import helper
 
+from qcompiler.activation_grids import activation_limits, gridded
 from qcompiler.errors import UsageError
-from qcompiler.passes.calibrate import activation_limits, gridded, silu_values
+from qcompiler.passes.calibrate import silu_values
 from qcompiler.plan import Precision, QuantSpec, Role, TensorPlan
 from qcompiler.quant.ranges import RANGE_METHODS
 from qcompiler.registry import make_pass

@@ -14,9 +14,12 @@ from qcompiler.state import Context, State
 from tests.compiling import PLANNING, Fixed, planned, samples
 
 
-def low_bit_state(proto: onnx.ModelProto, bits: int, data: Fixed | None = None) -> tuple[State, Context]:
+def low_bit_state(
+    proto: onnx.ModelProto, bits: int, data: Fixed | None = None, activations: int = 8
+) -> tuple[State, Context]:
     """Return a planned state whose weights lie on the even levels of some bits, and a context with samples."""
-    state, where = planned(proto, data=data, passes=("fold-batch-norm", *PLANNING))
+    passes = ("fold-batch-norm", *PLANNING)
+    state, where = planned(proto, data=data, passes=passes, bits=f"W8A{activations}")
     where = replace(where, acceptance=samples(state.model, count=8, seed=99))
     coarse = [_coarse(state, t, bits) for t in state.plan.tensors.values() if t.role is Role.WEIGHT]
     return replace(state, plan=state.plan.with_tensors(*coarse)), where
