@@ -11,6 +11,7 @@ PASSES: dict[str, str] = {
     "observe": "qcompiler.passes.observe:Observe",
     "calibrate": "qcompiler.passes.calibrate:Calibrate",
     "scale-weights": "qcompiler.passes.scale_weights:ScaleWeights",
+    "solve-codes": "qcompiler.passes.solve_codes:SolveCodes",
     "correct-bias": "qcompiler.passes.correct_bias:CorrectBias",
     "fine-tune": "qcompiler.passes.fine_tune:FineTune",
     "insert-qdq": "qcompiler.passes.insert_qdq:InsertQdq",
@@ -27,12 +28,13 @@ WITH_DATA = (
     "place",
     "observe",
     "scale-weights",
+    "solve-codes",
     "calibrate",
     "correct-bias",
 )
 """Default order of -O1 with calibration data; the target's lowering passes follow."""
 
-WITHOUT_DATA = (*_REWRITES, "estimate-statistics", "place", "scale-weights", "calibrate", "correct-bias")
+WITHOUT_DATA = (*_REWRITES, "estimate-statistics", "place", "scale-weights", "solve-codes", "calibrate", "correct-bias")
 """Default order of -O1 without data."""
 
 IMPROVING: dict[int, tuple[str, ...]] = {2: (), 3: ()}

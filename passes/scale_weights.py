@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -10,20 +11,18 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from qcompiler.errors import UsageError
+from qcompiler.layer_problems import Use, scale_floor, weight_users
 from qcompiler.model.edit import constant_of
-from qcompiler.plan import Precision, QuantSpec, Role, TensorPlan
+from qcompiler.plan import QuantSpec, Role, TensorPlan
 from qcompiler.protocols import PassKind, PassResult
 from qcompiler.quant.grid import dequantize, power_ratio_db, quantize
 from qcompiler.quant.rounding import balanced_codes
-from qcompiler.quant.weights import absmax_scale, as_rows, bias_floor, clip_search_scale, input_importance
+from qcompiler.quant.weights import absmax_scale, as_rows, clip_search_scale, input_importance
 from qcompiler.records import Metric, PassReport
 from qcompiler.state import Context, Fact, State
 
 LARGE = 1 << 22
 """Weights above this size get the plain scale, so that time and memory stay bounded."""
-
-Use = tuple[ir.Node, int]
-"""A node, and which of its inputs the weight is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +54,7 @@ class ScaleWeights:
 
     def run(self, state: State, context: Context) -> PassResult:
         """Return the state with a scale for every planned weight."""
-        users = _weight_users(state.model)
+        users = weight_users(state.model)
         pending = [t for t in state.plan.tensors.values() if t.role is Role.WEIGHT and t.spec is not None]
         done: list[TensorPlan] = []
         for number, tensor in enumerate(pending):
@@ -71,7 +70,7 @@ class ScaleWeights:
         )
         return PassResult(replace(state, plan=state.plan.with_tensors(*done)), report)
 
-    def _scaled(self, state: State, tensor: TensorPlan, uses: list[Use]) -> TensorPlan:
+    def _scaled(self, state: State, tensor: TensorPlan, uses: Sequence[Use]) -> TensorPlan:
         node, index = uses[0]
         array = constant_of(node.inputs[index])
         spec = tensor.spec
@@ -79,14 +78,14 @@ class ScaleWeights:
             return tensor
         weight = np.asarray(array, np.float32)
         rows = weight.reshape(1, -1) if spec.axis is None else as_rows(weight, spec.axis)
-        top = spec.code_range[1]
+        top = max(spec.code_range[1], 1)  # a single bit has the codes -1 and 1
         searched = self.search and weight.size <= LARGE
         if searched:
             scale = clip_search_scale(rows, self._importance(state, node, weight.shape, spec), top)
         else:
             scale = absmax_scale(rows, top)
         reason = "clip search on the layer's output error" if searched else "largest magnitude"
-        floor = _scale_floor(state, uses, scale.size)
+        floor = scale_floor(state, uses, scale.size)
         if (scale < floor).any():
             scale = np.maximum(scale, floor).astype(np.float32)
             reason += ", raised where the bias would not fit in 32 bits"
@@ -119,24 +118,6 @@ class ScaleWeights:
         return input_importance(shape, spec.axis, np.maximum(power, floor), groups)
 
 
-def _scale_floor(state: State, uses: list[Use], channels: int) -> NDArray[np.float64]:
-    """Return the smallest scale of each channel with which the biases of all integer users fit in 32 bits."""
-    floor = np.zeros(channels)
-    for node, index in uses:
-        decision = state.plan.nodes.get(node.name or "")
-        bias = constant_of(node.inputs[2]) if index == 1 and len(node.inputs) > 2 else None
-        data = node.inputs[0].name or "" if node.inputs[0] is not None else ""
-        statistics, entry = state.statistics.get(data), state.plan.activation(data)
-        if decision is None or decision.precision is not Precision.INTEGER or bias is None:
-            continue
-        if statistics is None or entry is None or entry.spec is None or bias.size not in (1, channels):
-            continue
-        first, last = entry.spec.code_range
-        wanted = bias_floor(bias.reshape(-1), statistics.low, statistics.high, last - first + 1)
-        floor = np.maximum(floor, wanted)
-    return floor
-
-
 def _balanced(tensor: TensorPlan, node: ir.Node, index: int) -> TensorPlan:
     """Return the entry of a Conv's or Gemm's weight with codes whose errors cancel."""
     array, spec, scale = constant_of(node.inputs[index]), tensor.spec, tensor.scale
@@ -159,13 +140,3 @@ def weight_error_db(weight: NDArray[np.float32], scale: NDArray[np.float32], spe
     error = weight - dequantize(codes, scale, zero, spec.axis)
     signal, noise = (float(np.square(a, dtype=np.float64).sum()) for a in (weight, error))
     return power_ratio_db(signal, noise)
-
-
-def _weight_users(model: ir.Model) -> dict[str, list[Use]]:
-    """Return the users of every initializer in order, over all subgraphs."""
-    found: dict[str, list[Use]] = {}
-    for node in ir.traversal.RecursiveGraphIterator(model.graph):
-        for index, value in enumerate(node.inputs):
-            if value is not None and value.is_initializer():
-                found.setdefault(value.name or "", []).append((node, index))
-    return found

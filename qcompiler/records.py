@@ -26,6 +26,25 @@ class Skip:
     reason: str
 
 
+@dataclass(frozen=True, slots=True)
+class TableRow:
+    """One line of a table: a name, a value per column (None where there is none) and a remark."""
+
+    name: str
+    values: tuple[float | None, ...]
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """Figures of one kind by name and by column, such as an error per layer and solver."""
+
+    title: str
+    unit: str
+    columns: tuple[str, ...]
+    rows: tuple[TableRow, ...]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PassReport:
     """What one pass did."""
@@ -37,6 +56,7 @@ class PassReport:
     skipped: tuple[Skip, ...] = ()
     notes: tuple[str, ...] = ()
     seconds: float = 0.0
+    tables: tuple[Table, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

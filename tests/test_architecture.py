@@ -27,7 +27,7 @@ TIERS: tuple[frozenset[str], ...] = tuple(
         "data model",
         "runtime",
         "floors metrics",
-        "artifacts graphsurgeon layers lowering min_cut profiling report samples verify",
+        "artifacts graphsurgeon layer_problems layers lowering min_cut profiling report samples verify",
         "counting executor",
         "training",
         "decoding passes targets",

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from rich.console import Console
 
 from qcompiler.errors import UsageError
-from qcompiler.records import CompileReport, LayerReport, PassReport
+from qcompiler.records import CompileReport, LayerReport, PassReport, Table, TableRow
 from qcompiler.report import instructions, words
 from qcompiler.report.layout import heading, show, show_facts
 
@@ -45,6 +45,10 @@ def print_pass(report: CompileReport, console: Console, name: str) -> None:
             heading(console, f"Left alone ({len(entry.skipped):,})")
         for skip in entry.skipped:
             show(console, f"{skip.tensor}: {skip.reason}")
+        for table in entry.tables:
+            heading(console, table.title)
+            for row in table.rows:
+                show(console, _row_text(table, row))
 
 
 def _layer_facts(report: CompileReport, layer: LayerReport) -> dict[str, str]:
@@ -78,6 +82,11 @@ def _pass_facts(entry: PassReport) -> dict[str, str]:
     facts.update({metric.name: words.figure(metric.value, metric.unit) for metric in entry.metrics})
     facts.update({f"note {i}": note for i, note in enumerate(entry.notes, 1)})
     return facts
+
+
+def _row_text(table: Table, row: TableRow) -> str:
+    figures = [f"{c} {words.figure(v, table.unit)}" for c, v in zip(table.columns, row.values, strict=True)]
+    return f"{row.name}: {', '.join(figures)}" + (f" ({row.note})" if row.note else "")
 
 
 def _unknown(kind: str, name: str, known: Iterable[str]) -> UsageError:

@@ -30,6 +30,7 @@ BEFORE: dict[str, tuple[str, ...]] = {
     "observe": ("fold-batch-norm", "place"),
     "scale-weights": ("fold-batch-norm", "place", "observe"),
     "calibrate": ("fold-batch-norm", "place", "observe", "scale-weights"),
+    "solve-codes": ("fold-batch-norm", "place", "observe", "scale-weights"),
     "correct-bias": ("fold-batch-norm", *PLANNING),
     "fine-tune": BEFORE_LOWERING,
     "insert-qdq": BEFORE_LOWERING,

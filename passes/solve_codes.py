@@ -1,0 +1,220 @@
+"""solve-codes: codes, scales and levels of weights below 8 bits, by a contest of solvers on every layer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qcompiler.data import Dataset
+from qcompiler.errors import UsageError
+from qcompiler.layer_problems import PlannedWeight, gram_matrices, planned_weights, row_floor
+from qcompiler.plan import TensorPlan
+from qcompiler.protocols import PassKind, PassResult
+from qcompiler.quant.grid import power_ratio_db
+from qcompiler.quant.levels import Levels
+from qcompiler.quant.solvers import SOLVERS
+from qcompiler.quant.solvers.contest import (
+    MIXTURE,
+    TABLES,
+    Contest,
+    Layer,
+    hold_contest,
+    plain_choice,
+    tables_for,
+)
+from qcompiler.quant.solvers.problem import Solution
+from qcompiler.records import Metric, PassReport, Skip, Table, TableRow
+from qcompiler.runtime.grams import POSITIONS, GramOptions
+from qcompiler.state import Context, Fact, State
+
+BY_EFFORT = {0: "nearest", 1: "nearest+gptq+descent", 2: "nearest+gptq+descent+adaround+flexround"}
+"""Solvers by effort, where none are named; more effort takes the last."""
+
+HELD_SHARE = 2
+"""Without acceptance samples, every second calibration sample decides instead of solving."""
+
+Float64 = NDArray[np.float64]
+Grams = Mapping[str, Float64]
+
+
+@dataclass(frozen=True, slots=True)
+class SolveCodes:
+    """Chooses codes, scales and levels of every planned weight below 8 bits by the error of the layer's output.
+
+    The error of a layer is tr(E H E^T) with H the second moment of its inputs. Every solver minimizes it on the
+    calibration samples, and the one with the least error on the acceptance samples wins. Layers without such an H
+    (other operators, no samples, too many inputs) are rounded to nearest with scales by the weighted error.
+
+    Attributes:
+        solvers: names joined by "+"; "" takes those of the effort.
+        tables: levels to try, of "uniform", "even" and "fitted", joined by "+"; a plan that names levels wins.
+        max_bits: widths above are left alone; 8-bit weights always are.
+        limit: multiply-accumulates a solver may take on one layer; beyond, it does not take part there.
+        positions: input columns per layer.
+    """
+
+    name: ClassVar[str] = "solve-codes"
+    kind: ClassVar[PassKind] = PassKind.PLAN
+    requires: ClassVar[frozenset[Fact]] = frozenset({Fact.PLACEMENT, Fact.STATISTICS, Fact.WEIGHT_SCALES})
+    provides: ClassVar[frozenset[Fact]] = frozenset()
+    invalidates: ClassVar[frozenset[Fact]] = frozenset()
+    solvers: str = ""
+    tables: str = "+".join(TABLES)
+    max_bits: int = 7
+    limit: float = 3e11
+    positions: int = POSITIONS
+
+    def __post_init__(self) -> None:
+        for option, given, known in (("solvers", self.solvers, SOLVERS), ("tables", self.tables, TABLES)):
+            for name in given.split("+") if given else ():
+                if name not in known:
+                    raise UsageError(f"solve-codes: {option} {name!r} is none of {', '.join(known)}")
+        if not self.tables:
+            raise UsageError(f"solve-codes: tables is empty; name some of {', '.join(TABLES)}")
+        if not 1 <= self.max_bits <= 7:
+            raise UsageError(f"solve-codes: max_bits is {self.max_bits}; it must be 1 to 7")
+
+    def run(self, state: State, context: Context) -> PassResult:
+        """Return the state with codes for every weight of few bits; without any, nothing is done.
+
+        Raises:
+            DataError: the model does not run on a sample.
+        """
+        weights = planned_weights(state, range(1, self.max_bits + 1))
+        solvers = (self.solvers or BY_EFFORT[min(context.recipe.effort, max(BY_EFFORT))]).split("+")
+        options = {"solvers": "+".join(solvers), "tables": self.tables}
+        if not weights:
+            metrics = (Metric("solved", 0, "weights"),)
+            return PassResult(state, PassReport(name=self.name, changed=False, options=options, metrics=metrics))
+        search, held = self._moments(state, context, weights)
+        done: list[TensorPlan] = []
+        contests: dict[str, Contest] = {}
+        skipped: list[Skip] = []
+        for number, weight in enumerate(weights):
+            context.progress("solving codes", number, len(weights))
+            name = weight.entry.name
+            if name in search:
+                entry, contests[name] = self._solved(state, weight, search[name], held[name], solvers)
+            else:
+                entry = self._rounded(state, weight)
+                skipped.append(Skip(name, f"rounded to nearest: {weight.refusal or 'there are no samples'}"))
+            done.append(entry)
+        report = PassReport(
+            name=self.name,
+            changed=True,
+            options=options,
+            metrics=_metrics(len(done), contests),
+            skipped=tuple(skipped),
+            tables=(_table(solvers, contests),) if contests else (),
+        )
+        return PassResult(replace(state, plan=state.plan.with_tensors(*done)), report)
+
+    def _moments(self, state: State, context: Context, weights: Sequence[PlannedWeight]) -> tuple[Grams, Grams]:
+        """Return H of every layer on the samples that solvers see, and on those that decide."""
+        search, held = _split(context)
+        if search is None or held is None:
+            return {}, {}
+        parts = []
+        for what, samples, positions in (("solve", search, self.positions), ("decide", held, self.positions // 2)):
+            options = GramOptions(
+                threads=context.recipe.threads,
+                positions=positions,
+                seed=context.recipe.seed,
+                progress=lambda done, total, what=what: context.progress(f"moments to {what} on", done, total),  # type: ignore[misc]
+            )
+            parts.append(gram_matrices(state, weights, samples, options))
+        return parts[0], parts[1]
+
+    def _tables(self, weight: PlannedWeight, layer: Layer) -> dict[str, Levels]:
+        if weight.entry.levels is not None:
+            return {"planned": weight.entry.levels}
+        return tables_for(layer, weight.num_bits, self.tables.split("+"))
+
+    def _solved(
+        self, state: State, weight: PlannedWeight, gram: Float64, held: Float64, solvers: Sequence[str]
+    ) -> tuple[TensorPlan, Contest]:
+        kernel = weight.layout.kernel if weight.layout is not None else 1
+        layer = Layer(weight=weight.rows(), gram=gram, held=held, floor=row_floor(state, weight), kernel=kernel)
+        contest = hold_contest(layer, self._tables(weight, layer), solvers, self.limit)
+        won = contest.winner
+        reason = _reason(contest)
+        return self._entry(weight, won.levels, won.solution, reason), contest
+
+    def _rounded(self, state: State, weight: PlannedWeight) -> TensorPlan:
+        rows, floor = weight.rows(), row_floor(state, weight)
+        alike = np.ones((1, 1, 1))
+        layer = Layer(weight=rows, gram=alike, held=alike, floor=floor)
+        tables = self._tables(weight, layer)
+        table, levels, solution = plain_choice(rows, alike, floor, tables)
+        return self._entry(weight, levels, solution, f"nearest on {table} levels, by the squared error of the weights")
+
+    def _entry(self, weight: PlannedWeight, levels: Levels, solution: Solution, reason: str) -> TensorPlan:
+        scale = weight.scale(solution.scale)
+        exact, rounded = weight.rows(), solution.weight()
+        signal, noise = (float(np.square(a).sum()) for a in (exact, rounded - exact))
+        reach = float(scale.max()) * max(abs(int(levels[0])), abs(int(levels[-1])))
+        return replace(
+            weight.entry,
+            codes=weight.codes(solution.codes),
+            scale=scale,
+            zero_point=np.zeros(scale.shape, np.int32),
+            levels=levels,
+            clip=(-reach, reach),
+            error_db=power_ratio_db(signal, noise),
+            reason=reason,
+            decided_by=(*weight.entry.decided_by, self.name),
+        )
+
+
+def _split(context: Context) -> tuple[Dataset | None, Dataset | None]:
+    """Return the samples to solve on and those to decide on, which are the same if there is only one."""
+    if context.calibration is None or context.acceptance is not None:
+        return context.calibration, context.acceptance
+    from qcompiler.data import Subset
+
+    every = tuple(range(len(context.calibration)))
+    held = every[1::HELD_SHARE] or every
+    search = tuple(i for i in every if i not in held) or every
+    return Subset(context.calibration, search), Subset(context.calibration, held)
+
+
+def _level(power: float, error: float | None) -> float | None:
+    return power_ratio_db(power, error) if error is not None else None
+
+
+def _reason(contest: Contest) -> str:
+    won = contest.winner
+    best, plain = _level(contest.power, won.error), _level(contest.power, contest.error_of("nearest"))
+    text = f"{won.solver} on {won.table} levels"
+    if best is not None:
+        text += f": output at {best:.1f} dB on held-out samples"
+    if best is not None and plain is not None and won.solver != "nearest":
+        text += f", {best - plain:.1f} dB above nearest"
+    return "; ".join((text, *contest.absent))
+
+
+def _metrics(solved: int, contests: Mapping[str, Contest]) -> tuple[Metric, ...]:
+    wins: dict[str, int] = {}
+    for contest in contests.values():
+        wins[contest.winner.solver] = wins.get(contest.winner.solver, 0) + 1
+    return (
+        Metric("solved", solved, "weights"),
+        *(Metric(f"won by {name}", wins[name], "layers") for name in (*SOLVERS, MIXTURE) if name in wins),
+    )
+
+
+def _table(solvers: Sequence[str], contests: Mapping[str, Contest]) -> Table:
+    columns = [*solvers, *([MIXTURE] if len(solvers) > 1 else [])]
+    rows = [
+        TableRow(
+            name=name,
+            values=tuple(_level(contest.power, contest.error_of(column)) for column in columns),
+            note=f"{contest.winner.solver}, {contest.winner.table}",
+        )
+        for name, contest in contests.items()
+    ]
+    return Table("SQNR of each layer's output on held-out samples, by solver", "dB", tuple(columns), tuple(rows))

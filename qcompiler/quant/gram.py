@@ -1,0 +1,115 @@
+"""Gram matrices: what a layer's inputs say about which weight errors reach its output."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qcompiler.errors import QCompileError
+
+Float64 = NDArray[np.float64]
+
+DAMPING = 0.01
+"""Share of the mean diagonal that is added to a Gram matrix; what a few samples say is not the whole truth."""
+
+MAX_DAMPINGS = 10
+"""How often the damping is repeated while a factorization fails."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Gram:
+    """Moments of a layer's input columns (im2col), per group of a grouped convolution.
+
+    Attributes:
+        second: float64, shape (groups, inputs, inputs): the mean of x x^T.
+        mean: float64, shape (groups, inputs): the mean of x.
+        count: how many columns were seen.
+    """
+
+    second: Float64
+    mean: Float64
+    count: int
+
+    def centered(self) -> Float64:
+        """Return the covariance, float64 of shape (groups, inputs, inputs).
+
+        It is the right objective where a bias correction follows: an error E of the weights shifts the mean of
+        the output by E m, which the bias takes back, and leaves E (H - m m^T) E^T, which it cannot.
+        """
+        return symmetric(self.second - self.mean[:, :, None] * self.mean[:, None, :])
+
+
+class GramAccumulator:
+    """Sums x x^T and x over chunks of columns, in float64 and in the order in which they come.
+
+    Args:
+        groups: groups of the convolution; 1 otherwise.
+        inputs: weights per output channel.
+    """
+
+    def __init__(self, groups: int, inputs: int) -> None:
+        self._second = np.zeros((groups, inputs, inputs))
+        self._sum = np.zeros((groups, inputs))
+        self._count = 0
+
+    def add(self, columns: NDArray[np.floating]) -> None:
+        """Add columns of shape (groups, positions, inputs), each of which is one x; any floating type."""
+        exact = columns.astype(np.float64)
+        self._second += exact.transpose(0, 2, 1) @ exact
+        self._sum += exact.sum(1)
+        self._count += columns.shape[1]
+
+    def result(self) -> Gram:
+        """Return the moments over everything added.
+
+        Raises:
+            QCompileError: nothing was added.
+        """
+        if self._count == 0:
+            raise QCompileError("a Gram matrix over no columns at all")
+        return Gram(symmetric(self._second / self._count), self._sum / self._count, self._count)
+
+
+def symmetric(gram: Float64) -> Float64:
+    """Return the symmetric part of matrices of shape (..., inputs, inputs): products round differently by order."""
+    return np.asarray((gram + np.swapaxes(gram, -1, -2)) / 2)
+
+
+def damped(gram: Float64, share: float = DAMPING) -> Float64:
+    """Return a Gram matrix with a share of its mean diagonal added to the diagonal.
+
+    An input that was never active gets a small diagonal of its own and no correlation, so that its weights are
+    rounded to nearest. A group without any activity gets the identity.
+
+    Args:
+        gram: float64, shape (groups, inputs, inputs), positive semidefinite.
+        share: of the mean diagonal.
+
+    Source: Frantar et al., "GPTQ" (2022), section 3.3, step 3. Differs: weights of dead inputs are not set to 0,
+    because an input that is silent on a few samples may speak on others.
+    """
+    mean = np.einsum("gii->g", gram) / max(gram.shape[-1], 1)
+    added = np.where(mean > 0, share * mean, 1.0)
+    return gram + added[:, None, None] * np.eye(gram.shape[-1])
+
+
+def inverse_factor(gram: Float64) -> Float64:
+    """Return upper triangular U with gram^-1 = U^T U, float64 of the same shape (groups, inputs, inputs).
+
+    A matrix that is not positive definite is damped again, up to ``MAX_DAMPINGS`` times.
+
+    Raises:
+        QCompileError: it still is not, or it holds NaN or infinity.
+    """
+    if not np.isfinite(gram).all():
+        raise QCompileError("a Gram matrix is not finite: some input of the layer is NaN or infinity")
+    trial = gram
+    for attempt in range(MAX_DAMPINGS + 1):
+        try:
+            inverse = symmetric(np.asarray(np.linalg.inv(trial), np.float64))
+            return np.asarray(np.swapaxes(np.linalg.cholesky(inverse), -1, -2), np.float64)
+        except np.linalg.LinAlgError:
+            trial = damped(gram, DAMPING * 4.0**attempt)
+    raise QCompileError("a Gram matrix is not positive definite, whatever is added to its diagonal")

@@ -1,0 +1,126 @@
+"""AdaRound on the Gram matrix: learns for every weight which of its two neighboring levels it takes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from qcompiler.quant.grid import Float32
+from qcompiler.quant.solvers.adam import Adam, row_weights
+from qcompiler.quant.solvers.descent import polish
+from qcompiler.quant.solvers.nearest import nearest
+from qcompiler.quant.solvers.problem import LayerProblem, Solution, better_rows, row_errors
+from qcompiler.quant.solvers.refit import refit_scale
+
+STRETCH = (1.2, -0.1)
+"""The soft bit is clip(1.2 sigmoid(v) - 0.1, 0, 1), which reaches 0 and 1."""
+
+UNDECIDED = 0.02
+"""A soft bit this far from 0 and 1 still has to be pushed; below, learning ends early."""
+
+
+@dataclass(frozen=True, slots=True)
+class Adaround:
+    """Soft bits between neighboring levels and the scale of every row are learned together, in closed form.
+
+    With the code c = low + gap h(v), where low and gap come from the weight's two neighboring levels and are
+    frozen, the loss is sum(e H e^T) + strength * sum(1 - |2 h - 1|^beta); beta falls from high to low, so that
+    bits are free at first and decide in the end. Coordinate descent then moves what can still be moved.
+
+    Attributes:
+        iterations: of Adam.
+        rate / scale_rate: learning rates of the bits, and of the logarithm of the scales.
+        strength: of the push to decide; every row's error is measured in that of nearest rounding.
+        free: share of the iterations without the push.
+        beta: from, to.
+        polished: end with coordinate descent.
+
+    Source: Nagel et al., "Up or Down? Adaptive Rounding for Post-Training Quantization" (2020), equations 21 to
+    25; Kim et al., "aespa" (2024), the loss on the Gram matrix; Jeon et al., "GENIE" (2023), section 3.2: learned
+    scales with frozen base. Differs: levels need not be evenly spaced.
+    """
+
+    name: ClassVar[str] = "adaround"
+    iterations: int = 300
+    rate: float = 0.05
+    scale_rate: float = 1e-3
+    strength: float = 0.5
+    free: float = 0.2
+    beta: tuple[float, float] = (20.0, 2.0)
+    polished: bool = True
+
+    def solve(self, problem: LayerProblem, seed: int = 0) -> Solution:
+        """Return codes and scales; the seed is not used."""
+        if len(problem.levels) < 2:
+            return nearest(problem)
+        found = better_rows(problem, nearest(problem), refit_scale(problem, self._learn(problem)))
+        return polish(problem, found) if self.polished else found
+
+    def cost(self, problem: LayerProblem) -> float:
+        """Return about how many multiply-accumulates it takes; element-wise work counts as 40 each."""
+        size, inputs = problem.weight.size, problem.weight.shape[2]
+        return float(self.iterations * size * (inputs + 40))
+
+    def _learn(self, problem: LayerProblem) -> Solution:
+        units = row_weights(row_errors(problem.weight, nearest(problem), problem.gram), problem.weight.shape[2])
+        weight, gram = problem.weight.astype(np.float32), problem.gram.astype(np.float32)
+        low, gap, bits = _bracket(problem)
+        log_scale = np.log(problem.scale).astype(np.float32)[:, :, None]
+        smallest = np.log(problem.floor).astype(np.float32)[:, :, None]
+        move_bits, move_scale = Adam(bits.shape, self.rate), Adam(log_scale.shape, self.scale_rate)
+        for iteration in range(self.iterations):
+            scale = np.exp(log_scale)
+            soft, slope = _soft_bit(bits)
+            codes = low + gap * soft
+            gradient = ((scale * codes - weight) @ gram) * (2 * units)
+            beta = self._beta(iteration)
+            push = _push(soft, beta) * np.float32(self.strength) if beta else np.float32(0)
+            if beta and iteration > self.iterations // 2 and _decided(soft):
+                break
+            bits += move_bits.step((gradient * scale * gap + push) * slope)
+            log_scale += move_scale.step((gradient * codes).sum(2, keepdims=True) * scale)
+            np.maximum(log_scale, smallest, out=log_scale)
+        codes = low + gap * (bits >= 0)
+        scale = np.maximum(np.exp(log_scale[:, :, 0].astype(np.float64)), problem.floor)
+        return Solution(codes.astype(np.int8), scale)
+
+    def _beta(self, iteration: int) -> float:
+        """Return the exponent of the push, 0 while bits are free."""
+        start = self.free * self.iterations
+        if iteration < start:
+            return 0.0
+        first, last = self.beta
+        return last + (first - last) * (1 - (iteration - start) / (self.iterations - start))
+
+
+def _bracket(problem: LayerProblem) -> tuple[Float32, Float32, Float32]:
+    """Return the lower neighboring level, the distance to the upper one, and the bit variable that interpolates."""
+    values = problem.weight / problem.scale[:, :, None]
+    levels = problem.levels.astype(np.float64)
+    number = np.clip(np.searchsorted(levels, values, side="right") - 1, 0, len(levels) - 2)
+    low, gap = levels[number], np.diff(levels)[number]
+    share = np.clip((values - low) / gap, 0.01, 0.99)
+    wide, offset = STRETCH
+    plain = (share - offset) / wide
+    return low.astype(np.float32), gap.astype(np.float32), np.log(plain / (1 - plain)).astype(np.float32)
+
+
+def _soft_bit(bits: Float32) -> tuple[Float32, Float32]:
+    """Return h(v) and its derivative, which is 0 where h is clipped."""
+    wide, offset = (np.float32(v) for v in STRETCH)
+    plain = np.float32(1) / (np.float32(1) + np.exp(-bits))
+    free = plain * wide + offset
+    soft = np.clip(free, 0, 1)
+    return soft, np.where(soft == free, wide * plain * (1 - plain), np.float32(0))
+
+
+def _push(soft: Float32, beta: float) -> Float32:
+    """Return the derivative of 1 - |2 h - 1|^beta by h."""
+    distance = 2 * soft - 1
+    return np.asarray(-2 * beta * np.sign(distance) * np.abs(distance) ** np.float32(beta - 1), np.float32)
+
+
+def _decided(soft: Float32) -> bool:
+    return bool((np.abs(soft - np.rint(soft)) < UNDECIDED).all())

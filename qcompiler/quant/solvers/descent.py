@@ -1,0 +1,129 @@
+"""Coordinate descent: every code in turn takes the level with the least error, all others fixed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from qcompiler.quant.gram import Float64
+from qcompiler.quant.solvers.gptq import Gptq
+from qcompiler.quant.solvers.problem import LayerProblem, Solution, better_rows
+from qcompiler.quant.solvers.scales import round_to_levels
+
+SWEEPS = 20
+LITTLE = 1e-3
+"""A sweep that lowers the error by less than this share is the last."""
+
+NOISE = 1e-9
+"""A move must lower the error by more than this, in units of one step of its code; less is rounding noise."""
+
+
+@dataclass(frozen=True, slots=True)
+class Descent:
+    """GPTQ, then cyclic coordinate descent over the codes with refitted scales, until little is gained.
+
+    Attributes:
+        sweeps: over all columns at most.
+
+    Source: Behdin et al., "QuantEase" (2023), section 3. Differs: any table of levels, and scales are refitted
+    between sweeps.
+    """
+
+    name: ClassVar[str] = "descent"
+    sweeps: int = SWEEPS
+
+    def solve(self, problem: LayerProblem, seed: int = 0) -> Solution:
+        """Return codes and scales; the seed is not used."""
+        return polish(problem, Gptq().solve(problem), sweeps=self.sweeps)
+
+    def cost(self, problem: LayerProblem) -> float:
+        """Return about how many multiply-accumulates it takes."""
+        groups, rows, inputs = problem.weight.shape
+        return Gptq().cost(problem) + float(self.sweeps * groups * rows * inputs**2)
+
+
+def polish(problem: LayerProblem, solution: Solution, *, sweeps: int = SWEEPS, block: int = 64) -> Solution:
+    """Return a solution at which hardly any single code can move for the better; no row gets worse.
+
+    Args:
+        problem: the layer.
+        solution: where to start.
+        sweeps: over all columns at most, each followed by a refit of the scales.
+        block: columns whose moves are passed on to the others at once; only a matter of speed.
+    """
+    search = _Search(problem, solution, block)
+    search.refit()
+    for _ in range(sweeps):
+        before = search.error()
+        if not search.sweep():
+            break
+        search.refit()
+        if search.error() >= before * (1 - LITTLE):
+            break
+    return better_rows(problem, solution, search.solution())
+
+
+class _Search:
+    """Codes with what a move changes, columns first: all arrays are of shape (groups, inputs, rows).
+
+    With P = H q^T and T = H W^T the error's slope along code j is s (s P - T)_j, a parabola whose minimum lies at
+    q_j - (s P - T)_j / (s H_jj); the level nearest to it is the best one.
+    """
+
+    def __init__(self, problem: LayerProblem, solution: Solution, block: int) -> None:
+        self._problem, self._block = problem, block
+        self._weight = np.ascontiguousarray(problem.weight.transpose(0, 2, 1))
+        self._codes = np.ascontiguousarray(solution.codes.transpose(0, 2, 1)).astype(np.float64)
+        self._scale = solution.scale.copy()
+        self._product = problem.gram @ self._codes
+        self._target = problem.gram @ self._weight
+        self._power = (self._weight * self._target).sum(1)
+
+    def solution(self) -> Solution:
+        """Return what was reached."""
+        return Solution(np.ascontiguousarray(self._codes.transpose(0, 2, 1)).astype(np.int8), self._scale)
+
+    def error(self) -> float:
+        """Return tr(E H E^T), from the products that are kept."""
+        square, linear = (self._codes * self._product).sum(1), (self._codes * self._target).sum(1)
+        return float((self._scale**2 * square - 2 * self._scale * linear + self._power).sum())
+
+    def refit(self) -> None:
+        """Give every row the best scale for its codes, as ``refit_scale`` does."""
+        square, linear = (self._codes * self._product).sum(1), (self._codes * self._target).sum(1)
+        useful = (square > 0) & (linear > 0)
+        best = np.where(useful, linear / np.where(useful, square, 1.0), self._scale)
+        self._scale = np.maximum(best, self._problem.floor)
+
+    def sweep(self) -> bool:
+        """Move every code once, in order, to its best level; return whether any moved."""
+        gram, inputs, moved = self._problem.gram, self._codes.shape[1], False
+        for first in range(0, inputs, self._block):
+            last = min(first + self._block, inputs)
+            moves = self._sweep_block(first, last)
+            if moves.any():
+                self._product += gram[:, :, first:last] @ moves
+                moved = True
+        return moved
+
+    def _sweep_block(self, first: int, last: int) -> Float64:
+        """Move the codes of some columns and return by how much, shape (groups, columns, rows)."""
+        gram, levels = self._problem.gram, self._problem.levels
+        inner = self._product[:, first:last].copy()
+        moves = np.zeros_like(inner)
+        for column in range(first, last):
+            here = column - first
+            curvature = gram[:, column, column, None]
+            step = np.where(curvature > 0, curvature, 1.0)
+            code = self._codes[:, column]
+            slope = inner[:, here] - self._target[:, column] / self._scale
+            move = round_to_levels(code - slope / step, levels) - code
+            gain = -move * (2.0 * slope + move * step)
+            move[(gain <= NOISE * step) | (curvature <= 0)] = 0.0
+            if move.any():
+                self._codes[:, column] += move
+                moves[:, here] = move
+                inner[:, here + 1 :] += gram[:, first + here + 1 : last, column, None] * move[:, None]
+        return moves

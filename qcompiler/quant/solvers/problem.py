@@ -1,0 +1,112 @@
+"""The problem that every solver of integer codes solves, its answer, and how good an answer is."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import ClassVar, Protocol, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qcompiler.quant.grid import SMALLEST_SCALE
+from qcompiler.quant.levels import Levels
+
+Float64 = NDArray[np.float64]
+Int8 = NDArray[np.int8]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class LayerProblem:
+    """Find codes q and scales s with the least error tr(E H E^T), E = s q - W, summed over groups.
+
+    Attributes:
+        weight: float64, shape (groups, rows, inputs); rows are the output channels of a group.
+        gram: float64, shape (groups, inputs, inputs): H, the (damped) second moment of the layer's input, centered
+            where a bias takes the mean error back.
+        levels: sorted int8 values that codes may take.
+        scale: float64, shape (groups, rows): where solvers start from.
+        floor: float64, shape (groups, rows): the smallest scale allowed.
+        kernel: weights per input channel, so that inputs = channels * kernel.
+    """
+
+    weight: Float64
+    gram: Float64
+    levels: Levels
+    scale: Float64
+    floor: Float64
+    kernel: int = 1
+
+    def with_levels(self, levels: Levels, scale: Float64) -> LayerProblem:
+        """Return the same problem on another table of levels, with the scales to start from there."""
+        return replace(self, levels=levels, scale=scale)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Solution:
+    """Codes and scales of one layer.
+
+    Attributes:
+        codes: int8, shape (groups, rows, inputs); every one is a level.
+        scale: float64, shape (groups, rows), positive.
+    """
+
+    codes: Int8
+    scale: Float64
+
+    def weight(self) -> Float64:
+        """Return the weights that this stands for, shape (groups, rows, inputs)."""
+        return self.codes * self.scale[:, :, None]
+
+
+@runtime_checkable
+class Solver(Protocol):
+    """One way to solve the problem. Implementations are frozen dataclasses whose fields are their options."""
+
+    name: ClassVar[str]
+
+    def solve(self, problem: LayerProblem, seed: int = 0) -> Solution:
+        """Return codes and scales; the same for the same problem and seed."""
+        ...
+
+    def cost(self, problem: LayerProblem) -> float:
+        """Return about how many multiply-accumulates it takes."""
+        ...
+
+
+def smallest_scales(weight: Float64) -> Float64:
+    """Return the floor of scales where nothing else asks for one, shape (groups, rows)."""
+    return np.full(weight.shape[:2], SMALLEST_SCALE)
+
+
+def row_errors(weight: Float64, solution: Solution, gram: Float64) -> Float64:
+    """Return e H e^T of every row, float64 of shape (groups, rows).
+
+    Args:
+        weight: shape (groups, rows, inputs).
+        solution: of the same shape.
+        gram: shape (groups, inputs, inputs).
+    """
+    error = solution.weight() - weight
+    return np.asarray(np.maximum(((error @ gram) * error).sum(2), 0.0))
+
+
+def output_error(weight: Float64, solution: Solution, gram: Float64) -> float:
+    """Return tr(E H E^T) summed over groups: the mean squared error that rounding makes in the layer's output."""
+    return float(row_errors(weight, solution, gram).sum())
+
+
+def output_power(weight: Float64, gram: Float64) -> float:
+    """Return tr(W H W^T) summed over groups: the mean square (or variance, of a centered Gram) of the output."""
+    return float(np.maximum(((weight @ gram) * weight).sum(2), 0.0).sum())
+
+
+def better_rows(problem: LayerProblem, *solutions: Solution) -> Solution:
+    """Return for every row the solution with the least error; rows do not depend on each other."""
+    errors = np.stack([row_errors(problem.weight, s, problem.gram) for s in solutions])
+    best = errors.argmin(0)
+    codes, scale = solutions[0].codes, solutions[0].scale
+    for number, solution in enumerate(solutions[1:], 1):
+        won = best == number
+        codes = np.where(won[:, :, None], solution.codes, codes)
+        scale = np.where(won, solution.scale, scale)
+    return Solution(codes, scale)
