@@ -111,6 +111,11 @@ class LevelCompressor:
         """Return a binding whose weights are where training left them."""
         return self._bound(base, {n: w.loose() * w.scale() for n, w in self._weights.items()})
 
+    def training(self, base: Binding) -> Binding:
+        """Return a binding with the weights by which their parametrization is trained, on their levels or loose."""
+        weights = self._weights.items()
+        return self._bound(base, {n: (w.loose() if w.soft else w.codes()) * w.scale() for n, w in weights})
+
     def penalty(self, progress: float) -> Tensor:
         """Return how far loose weights are from their levels, as a mean over tensors; see ``TrainedWeight``."""
         found = [w.penalty(progress) for w in self._weights.values()]

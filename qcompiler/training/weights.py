@@ -43,6 +43,8 @@ class TrainedWeight(Protocol):
     """A weight that an optimizer moves, in units of its scale."""
 
     start: Start
+    soft: bool
+    """It is trained by its loose codes, which gradually become levels; else by its codes."""
 
     def leaves(self) -> Sequence[Tensor]:
         """Return what is trained, in units in which one learning rate suits all."""
@@ -104,6 +106,8 @@ class StraightThrough:
     scale is trained by its logarithm, without their gradient scale.
     """
 
+    soft = False
+
     def __init__(self, start: Start) -> None:
         self.start = start
         self.position = start.position.clone().requires_grad_()
@@ -146,6 +150,8 @@ class FlexRound:
     Quantization (arXiv:2306.00317), s1, S2, s3 and s4 of its method. Differs: levels may be any integers, the nearest of which is taken,
     and what is divided is the weight moved into the cell of its planned code, so that a solver's codes are the start.
     """
+
+    soft = False
 
     def __init__(self, start: Start) -> None:
         self.start = start
@@ -204,6 +210,8 @@ class SoftBit:
     learned scale over a fixed base; Nagel et al. 2020, Up or Down? Adaptive Rounding for Post-Training Quantization
     (arXiv:2004.10568), equations 23 and 24, for the bit and its regularizer. Differs: neighbours in any table.
     """
+
+    soft = True
 
     def __init__(self, start: Start) -> None:
         self.start = start
