@@ -13,6 +13,7 @@ PASSES: dict[str, str] = {
     "scale-weights": "qcompiler.passes.scale_weights:ScaleWeights",
     "solve-codes": "qcompiler.passes.solve_codes:SolveCodes",
     "correct-bias": "qcompiler.passes.correct_bias:CorrectBias",
+    "reconstruct-blocks": "qcompiler.passes.reconstruct_blocks:ReconstructBlocks",
     "fine-tune": "qcompiler.passes.fine_tune:FineTune",
     "insert-qdq": "qcompiler.passes.insert_qdq:InsertQdq",
     "insert-dynamic": "qcompiler.passes.insert_dynamic:InsertDynamic",
@@ -37,7 +38,7 @@ WITH_DATA = (
 WITHOUT_DATA = (*_REWRITES, "estimate-statistics", "place", "scale-weights", "solve-codes", "calibrate", "correct-bias")
 """Default order of -O1 without data."""
 
-IMPROVING: dict[int, tuple[str, ...]] = {2: (), 3: ()}
+IMPROVING: dict[int, tuple[str, ...]] = {2: (), 3: ("reconstruct-blocks",)}
 """Effort -> the plan passes that improve a verified result, in order; higher efforts name those of lower ones too.
 
 They run if some weight has fewer than 8 bits: at 8 bits what is left to gain is below what the gate can tell. A pass

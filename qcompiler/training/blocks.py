@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from qcompiler.executor.batching import Axes
+from qcompiler.executor.batching import Axes, row_count
 from qcompiler.executor.binding import EMPTY, Binding
 from qcompiler.executor.executor import Step, Tensors, TorchExecutor
 from qcompiler.model.blocks import COMPUTE, block_outputs
@@ -79,7 +79,7 @@ class Streams:
         self, executor: TorchExecutor, axes: Axes, feeds: Mapping[str, Tensor], wanted: Sequence[str], at_once: int
     ) -> None:
         self._executor, self._axes, self._wanted, self._at_once = executor, axes, tuple(wanted), at_once
-        self.rows = max(int(v.shape[_axis(axes, n)]) for n, v in feeds.items() if axes.get(n) is not None)
+        self.rows = row_count(feeds)
         self.exact: Tensors = dict(feeds)
         self.found: Tensors = dict(feeds)
         self.targets: Tensors = {}
@@ -98,7 +98,7 @@ class Streams:
         row = self.part(self.exact, torch.zeros(1, dtype=torch.long))
         with torch.no_grad():
             made = self._executor.run(row, block.outputs, start=block.start, stop=block.stop)
-        return 2 * self.rows * sum(v.numel() * v.element_size() for v in made.values())
+        return 2 * self.rows * sum(int(v.numel()) * v.element_size() for v in made.values())
 
     def keep(self, rows: int) -> None:
         """Forget all rows behind the first few."""
@@ -122,9 +122,7 @@ class Streams:
             for first in range(0, self.rows, self._at_once):
                 rows = torch.arange(first, min(first + self._at_once, self.rows))
                 feeds = self.part(values, rows)
-                parts.append(
-                    self._executor.run(feeds, alive, binding=binding, start=block.start, stop=block.stop)
-                )
+                parts.append(self._executor.run(feeds, alive, binding=binding, start=block.start, stop=block.stop))
         joined = {}
         for name in alive:
             axis = self._axes.get(name)
@@ -155,9 +153,4 @@ def _products(executor: TorchExecutor, step: Step, made: Tensor) -> float:
     weight = executor.parameters.get(step.inputs[1]) if len(step.inputs) > 1 else None
     if weight is None or weight.dim() < 2 or step.op_type not in COMPUTE:
         return 0.0
-    return weight.numel() / (weight.shape[0] if step.op_type == "Conv" else max(made.shape[-1], 1))
-
-
-def _axis(axes: Axes, name: str) -> int:
-    found = axes[name]
-    return 0 if found is None else found
+    return int(weight.numel()) / (int(weight.shape[0]) if step.op_type == "Conv" else max(int(made.shape[-1]), 1))

@@ -47,7 +47,7 @@ class BlockSchedule:
     batch_rows: int = 32
     rate: float = 0.02
     drop: float = 0.5
-    pressure: float = 1.0
+    pressure: float = 100.0
     seed: int = 0
 
 

@@ -60,7 +60,7 @@ class WalkOptions:
         work: multiply-accumulates for all blocks together.
     """
 
-    schedule: BlockSchedule = BlockSchedule(steps=0)
+    schedule: BlockSchedule
     ways: Sequence[str] = tuple(WAYS)
     copies: int = 1
     work: float = 1e13

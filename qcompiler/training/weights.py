@@ -38,6 +38,15 @@ class Start:
     levels: Tensor
     outputs: int | None
 
+    @property
+    def reach(self) -> float:
+        """The largest level: how many grid steps it moves if the scale grows by its own size."""
+        return float(self.levels.abs().max())
+
+    def grown(self, growth: Tensor) -> Tensor:
+        """Return the scale, grown so that the largest level moves by about ``growth`` planned steps."""
+        return (self.scale * (growth / self.reach).exp()).clamp(min=SMALLEST_SCALE)
+
 
 class TrainedWeight(Protocol):
     """A weight that an optimizer moves, in units of its scale."""
@@ -147,8 +156,9 @@ class FlexRound:
     one step of the optimizer moves a typical weight by as much as with any other parametrization.
 
     Source: Lee et al. 2023, FlexRound: Learnable Rounding based on Element-wise Division for Post-Training
-    Quantization (arXiv:2306.00317), s1, S2, s3 and s4 of its method. Differs: levels may be any integers, the nearest of which is taken,
-    and what is divided is the weight moved into the cell of its planned code, so that a solver's codes are the start.
+    Quantization (arXiv:2306.00317): s1, S2, s3 and s4 of its method. Differs: levels may be any integers, the
+    nearest of which is taken, and what is divided is the weight moved into the cell of its planned code, so that a
+    solver's codes are the start.
     """
 
     soft = False
@@ -170,11 +180,11 @@ class FlexRound:
 
     def scale(self) -> Tensor:
         """Return the grid size."""
-        return (self.start.scale * self.growth.exp()).clamp(min=SMALLEST_SCALE)
+        return self.start.grown(self.growth)
 
     def loose(self) -> Tensor:
         """Return the weight over its divisor."""
-        divisor = self.growth
+        divisor = self.growth / self.start.reach
         for part in self._divisors:
             divisor = divisor + self._unit * part
         return self.start.position * (-divisor).exp()
@@ -195,6 +205,8 @@ STRETCH = 0.1
 """How far the sigmoid of a soft bit is stretched beyond 0 and 1, so that it reaches both."""
 FREE = 0.2
 """Part of the training in which no soft bit is pressed."""
+SETTLED = 0.7
+"""Part of the training behind which the penalty stays as sharp as it gets: the optimizer still takes large steps."""
 SHARPEST, FLATTEST = 2.0, 20.0
 BIT_STEP = 4.0
 """Units of a soft bit's logit in one grid step, near the middle: the inverse of the stretched sigmoid's slope."""
@@ -229,7 +241,7 @@ class SoftBit:
 
     def scale(self) -> Tensor:
         """Return the planned scale times its growth."""
-        return (self.start.scale * self.growth.exp()).clamp(min=SMALLEST_SCALE)
+        return self.start.grown(self.growth)
 
     def _bit(self) -> Tensor:
         return ((1 + 2 * STRETCH) * torch.sigmoid(BIT_STEP * self.logit) - STRETCH).clamp(0, 1)
@@ -245,14 +257,15 @@ class SoftBit:
     def project(self) -> None:
         """Press every bit to the level it is nearer to."""
         with torch.no_grad():
-            reach = math.log((1 + STRETCH) / STRETCH) / BIT_STEP
+            reach = 1.01 * math.log((1 + STRETCH) / STRETCH) / BIT_STEP  # beyond the end, whatever the rounding
             self.logit.copy_(torch.where(self._bit() > 0.5, reach, -reach))
 
     def penalty(self, progress: float) -> Tensor:
         """Return the mean of 1 - |2 bit - 1|**beta, with beta falling from 20 to 2; 0 in the first fifth."""
         if progress < FREE:
             return torch.zeros((), device=self.logit.device)
-        beta = SHARPEST + (FLATTEST - SHARPEST) * (1 - (progress - FREE) / (1 - FREE))
+        gone = min(1.0, (progress - FREE) / (SETTLED - FREE))
+        beta = SHARPEST + (FLATTEST - SHARPEST) * (1 - gone)
         return 1 - (2 * self._bit() - 1).abs().pow(beta).mean()
 
 

@@ -32,6 +32,7 @@ BEFORE: dict[str, tuple[str, ...]] = {
     "calibrate": ("fold-batch-norm", "place", "observe", "scale-weights"),
     "solve-codes": ("fold-batch-norm", "place", "observe", "scale-weights"),
     "correct-bias": ("fold-batch-norm", *PLANNING),
+    "reconstruct-blocks": BEFORE_LOWERING,
     "fine-tune": BEFORE_LOWERING,
     "insert-qdq": BEFORE_LOWERING,
     "insert-dynamic": BEFORE_LOWERING,
