@@ -24,6 +24,7 @@ from benchmarks.tables import markdown_table
 from qcompiler.lowering import correct_bias, weight_codes
 from qcompiler.model.edit import clone, constant_of, replace_constant, value_names
 from qcompiler.model.load import load_model
+from qcompiler.model.measured import measured_values
 from qcompiler.pipeline import Pipeline
 from qcompiler.plan import CompressionPlan, Role
 from qcompiler.quant.grid import dequantize, power_ratio_db
@@ -33,7 +34,6 @@ from qcompiler.records import PassReport, Table
 from qcompiler.registry import load_target, make_pass
 from qcompiler.runtime.capture import Executor
 from qcompiler.state import Context, State
-from qcompiler.trial import measured_values
 
 SOLVED_SHARE = 0.64
 PREPARING = ("widen-float16", "fold-batch-norm", "equalize-channels", "place", "observe", "scale-weights")

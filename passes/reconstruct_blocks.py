@@ -30,13 +30,14 @@ class ReconstructBlocks:
     Attributes:
         ways: parametrizations that take part, of "straight-through", "flexround" and "soft-bit", joined by "+".
         steps: mini-batches for each of them in each block; 0 takes as many as ``work`` allows.
-        work: multiply-accumulates for all blocks together, where ``steps`` is 0.
+        work: multiply-accumulates for all blocks together, where ``steps`` is 0. The same model takes the same steps
+            on every machine, unless a limit of time cuts them short.
         rate: learning rate, as a share of a grid step.
         drop: probability with which an element of a block's input is taken from the float model.
         pressure: weight of the penalty on soft bits.
         rows: samples in a mini-batch.
         copies: variations of every sample, itself among them.
-        joint: mini-batches of the training of the whole network at the end; 0 for none.
+        joint: multiply-accumulates for the training of the whole network at the end, as a share of ``work``.
     """
 
     name: ClassVar[str] = "reconstruct-blocks"
@@ -52,7 +53,7 @@ class ReconstructBlocks:
     pressure: float = 100.0
     rows: int = 32
     copies: int = 1
-    joint: int = 0
+    joint: float = 0.3
 
     def __post_init__(self) -> None:
         for way in self.ways.split("+"):
@@ -80,13 +81,14 @@ class ReconstructBlocks:
     def _reconstructed(self, state: State, context: Context, setup: SearchSetup) -> PassResult:
         from qcompiler.executor.binding import binding_of
         from qcompiler.training.measure import held_out_loss
-        from qcompiler.training.walk import BlockWalk
+        from qcompiler.training.walk import BlockWalk, joint_steps
 
         walk = BlockWalk(setup, context, self._walk_options(context.recipe.seed))
         found = walk.run(state)
         losses = [held_out_loss(setup, binding_of(s, setup.executor)) for s in (state, found)]
-        if self.joint and not context.budget.spent():
-            trained, steps = self._joint(found, context, setup)
+        steps = joint_steps(setup, self.joint * self.work, self.rows)
+        if steps and not context.budget.spent():
+            trained, steps = self._joint(found, context, setup, steps)
             losses.append(held_out_loss(setup, binding_of(trained, setup.executor)))
             walk.notes.append(f"whole network: {steps} mini-batches")
             if losses[2] < losses[1]:
@@ -98,7 +100,7 @@ class ReconstructBlocks:
         plan = found.plan.signed(self.name, state.plan)
         return PassResult(replace(found, plan=plan), replace(report, changed=True))
 
-    def _joint(self, state: State, context: Context, setup: SearchSetup) -> tuple[State, int]:
+    def _joint(self, state: State, context: Context, setup: SearchSetup, steps: int) -> tuple[State, int]:
         """Return the state with the whole network trained at once, and how many mini-batches ran."""
         from qcompiler.executor.binding import binding_of
         from qcompiler.training.compressor import LevelCompressor
@@ -112,11 +114,9 @@ class ReconstructBlocks:
             outputs=setup.loss.outputs,
             classes=setup.loss.classes,
             base=binding_of(state, setup.executor),
-            schedule=Schedule(
-                steps=self.joint, batch_rows=self.rows, learning_rate=self.rate, seed=context.recipe.seed
-            ),
+            schedule=Schedule(steps=steps, batch_rows=self.rows, learning_rate=self.rate, seed=context.recipe.seed),
             finished=context.budget.spent,
-            progress=lambda step: context.progress("training the whole network", step, self.joint),
+            progress=lambda step: context.progress("training the whole network", step, steps),
         )
         record = fine_tune(setup.executor, compressor, 1, task)
         return replace(state, plan=compressor.planned(state.plan)), record.steps

@@ -98,7 +98,8 @@ class Streams:
         row = self.part(self.exact, torch.zeros(1, dtype=torch.long))
         with torch.no_grad():
             made = self._executor.run(row, block.outputs, start=block.start, stop=block.stop)
-        return 2 * self.rows * sum(int(v.numel()) * v.element_size() for v in made.values())
+        row_bytes: int = sum(v.numel() * v.element_size() for v in made.values())
+        return 2 * self.rows * row_bytes
 
     def keep(self, rows: int) -> None:
         """Forget all rows behind the first few."""

@@ -26,10 +26,14 @@ from qcompiler.training.reconstruction import WAYS, BlockSchedule, BlockTrainer
 
 HELD_SHARE = 4
 """One in so many calibration rows decides instead of training."""
-MIN_STEPS, MAX_STEPS = 20, 1000
+MIN_STEPS = 20
+VISITS = 100
+"""How often a row is trained on at most: a block is soon as good as its rows can tell."""
 FEWEST_ROWS = 8
 PASSES = 3.5
 """What a mini-batch costs, in forward runs: its own, the gradients, and the weights."""
+JOINT_PASSES = 4.0
+"""The same where the float model runs beside."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -139,7 +143,7 @@ class BlockWalk:
         if trainable:
             found = self.context.checkpoint.load(block.name)
             if found is None:
-                schedule = self._schedule(number, works, forward / sum(s.rows for s in streams))
+                schedule = self._schedule(number, works, streams[0].rows, forward / sum(s.rows for s in streams))
                 found = self._contest(state, block, streams, schedule)
             state = self._taken(state, block, found)
             base = binding_of(state, executor)
@@ -156,13 +160,13 @@ class BlockWalk:
             train.keep(train.rows // 2)
             self.notes.append(f"from block '{block.name}' on {train.rows} rows are trained on, to save memory")
 
-    def _schedule(self, number: int, works: Sequence[float], row_seconds: float) -> BlockSchedule:
+    def _schedule(self, number: int, works: Sequence[float], rows: int, row_seconds: float) -> BlockSchedule:
         """Return the schedule of a block: as many steps as the work, and then the time that is left, allow."""
         schedule, ways = self.options.schedule, len(self.options.ways)
         steps = schedule.steps
         if steps == 0:
             each = PASSES * schedule.batch_rows * ways * sum(works)
-            steps = min(MAX_STEPS, max(MIN_STEPS, int(self.options.work / each)))
+            steps = max(MIN_STEPS, _affordable(self.options.work / each, rows, schedule.batch_rows))
         left = self.context.budget.left_s()
         if left < float("inf"):
             share = left * works[number] / sum(works[number:])
@@ -202,6 +206,21 @@ class BlockWalk:
         winner = str(found["winner"])
         self.records.append(BlockRecord(block=block.name, errors=errors, winner=winner, steps=int(found["steps"])))
         return replace(state, plan=_restored(state.plan, found, winner))
+
+
+def joint_steps(setup: SearchSetup, work: float, batch_rows: int) -> int:
+    """Return how many mini-batches of the whole network some multiply-accumulates pay for."""
+    if setup.axes is None:
+        return 0
+    rows = row_count(setup.samples)
+    row = {n: v if setup.axes.get(n) is None else v[:1] for n, v in setup.samples.items()}
+    works = work_of(setup.executor, blocks_of(setup.executor, setup.loss.outputs, setup.axes), row)
+    return _affordable(work / (JOINT_PASSES * batch_rows * sum(works)), rows, batch_rows)
+
+
+def _affordable(steps: float, rows: int, batch_rows: int) -> int:
+    """Return so many steps, but no more than visit every row ``VISITS`` times."""
+    return int(min(steps, max(1.0, VISITS * rows / min(rows, batch_rows))))
 
 
 def _arrays(plan: CompressionPlan, before: CompressionPlan) -> dict[str, NDArray[Any]]:

@@ -1,12 +1,12 @@
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 
 import pytest
 
 torch = pytest.importorskip("torch")
 
-import itertools
 
 from qcompiler.budget import Budget, Checkpoint  # noqa: E402
 from qcompiler.errors import ModelError  # noqa: E402
@@ -14,7 +14,7 @@ from qcompiler.executor.binding import EMPTY, binding_of  # noqa: E402
 from qcompiler.executor.setup import prepare_search  # noqa: E402
 from qcompiler.training.blocks import Streams, blocks_of, work_of  # noqa: E402
 from qcompiler.training.reconstruction import AS_IT_WAS, WAYS, BlockSchedule, BlockTrainer, out_of_memory  # noqa: E402
-from qcompiler.training.walk import BlockWalk, WalkOptions  # noqa: E402
+from qcompiler.training.walk import VISITS, BlockWalk, WalkOptions, joint_steps  # noqa: E402
 from qcompiler.training.weights import StraightThrough  # noqa: E402
 from tests.compiling import samples, start  # noqa: E402
 from tests.models import conv_net  # noqa: E402
@@ -94,7 +94,7 @@ def test_the_work_of_a_block_is_that_of_its_products(case):
 
 @pytest.mark.parametrize("way", WAYS)
 def test_training_a_block_brings_it_nearer(case, way):
-    found = trainer(case, number=1, steps=40, rate=0.05)
+    found = trainer(case, number=2, steps=30, rate=0.05)
     before = found.error(found.base)
     compressor, steps = found.trained(WAYS[way])
     assert steps == 30
@@ -233,7 +233,12 @@ def test_steps_follow_from_the_work(case):
     works = work_of(setup.executor, blocks, {n: v[:1] for n, v in setup.samples.items()})
     found = walk(case, steps=0)
     found.options = replace(found.options, work=50 * 3.5 * 8 * 2 * sum(works) * 1.001)
-    assert found._schedule(0, works, 0.0).steps == 50
+    assert found._schedule(0, works, 12, 0.0).steps == 50
+    found.options = replace(found.options, work=1e30)
+    assert found._schedule(0, works, 12, 0.0).steps == VISITS * 12 // 8
+    assert joint_steps(setup, 1e30, 8) == VISITS * 16 // 8
+    assert joint_steps(setup, 50 * 4 * 8 * sum(works) * 1.001, 8) == 50
+    assert joint_steps(setup, 1.0, 8) == 0
 
 
 def test_rows_that_decide_are_not_trained_on(case):
