@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
 
@@ -14,7 +15,10 @@ if TYPE_CHECKING:
     from qcompiler.executor.setup import SearchSetup
     from qcompiler.training.walk import BlockWalk, WalkOptions
 
-WAYS = ("straight-through", "flexround", "soft-bit")
+PARAMETRIZATIONS = ("straight-through", "flexround", "soft-bit")
+WAY = re.compile(r"([a-z-]+)(?:/([1-9]\d*))?")
+JOINT_SLOWER = 8
+"""What divides the learning rate where the whole network is trained: its blocks are good already."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,13 +26,15 @@ class ReconstructBlocks:
     """Trains codes, scales and biases of one block after the other, in the order in which they run.
 
     A block reads what the compressed blocks before it make, and is trained towards what the float block makes of
-    float inputs. Several parametrizations of rounding start from the planned codes; the one with the least error on
+    float inputs. Several ways of training start from the planned codes; the one with the least error on
     held-out calibration rows wins, against the block as it was. Behind the last block the whole network may be
     trained at once. What comes out is kept only if the distance on acceptance samples, which neither the training
     nor the contests see, has shrunk.
 
     Attributes:
-        ways: parametrizations that take part, of "straight-through", "flexround" and "soft-bit", joined by "+".
+        ways: of training, joined by "+": "straight-through", "flexround" or "soft-bit", each perhaps with what divides
+            its learning rate, as in "straight-through/8".
+        layers: with weights, that a block has at least.
         steps: mini-batches for each of them in each block; 0 takes as many as ``work`` allows.
         work: multiply-accumulates for all blocks together, where ``steps`` is 0. The same model takes the same steps
             on every machine, unless a limit of time cuts them short.
@@ -45,10 +51,11 @@ class ReconstructBlocks:
     requires: ClassVar[frozenset[Fact]] = frozenset({Fact.PLACEMENT, Fact.RANGES, Fact.WEIGHT_SCALES})
     provides: ClassVar[frozenset[Fact]] = frozenset()
     invalidates: ClassVar[frozenset[Fact]] = frozenset()
-    ways: str = "+".join(WAYS)
+    ways: str = "straight-through+straight-through/8+flexround/2"
+    layers: int = 1
     steps: int = 0
     work: float = 1e13
-    rate: float = 0.02
+    rate: float = 0.04
     drop: float = 0.5
     pressure: float = 100.0
     rows: int = 32
@@ -57,10 +64,13 @@ class ReconstructBlocks:
 
     def __post_init__(self) -> None:
         for way in self.ways.split("+"):
-            if way not in WAYS:
-                raise UsageError(f"{self.name}: ways {way!r} is none of {', '.join(WAYS)}")
-        if min(self.rows, self.copies) < 1 or min(self.steps, self.joint, self.pressure) < 0:
-            raise UsageError(f"{self.name}: rows and copies must be at least 1, steps, joint and pressure not negative")
+            found = WAY.fullmatch(way)
+            if found is None or found[1] not in PARAMETRIZATIONS:
+                raise UsageError(f"{self.name}: ways {way!r} is none of {', '.join(PARAMETRIZATIONS)}, or such a /4")
+        if min(self.rows, self.copies, self.layers) < 1 or min(self.steps, self.joint, self.pressure) < 0:
+            raise UsageError(
+                f"{self.name}: rows, copies and layers must be at least 1, steps, joint and pressure not negative"
+            )
         if not (self.rate > 0 and self.work > 0 and 0 <= self.drop <= 1):
             raise UsageError(f"{self.name}: rate and work must be above 0, drop from 0 to 1")
 
@@ -114,7 +124,9 @@ class ReconstructBlocks:
             outputs=setup.loss.outputs,
             classes=setup.loss.classes,
             base=binding_of(state, setup.executor),
-            schedule=Schedule(steps=steps, batch_rows=self.rows, learning_rate=self.rate, seed=context.recipe.seed),
+            schedule=Schedule(
+                steps=steps, batch_rows=self.rows, learning_rate=self.rate / JOINT_SLOWER, seed=context.recipe.seed
+            ),
             finished=context.budget.spent,
             progress=lambda step: context.progress("training the whole network", step, steps),
         )
@@ -133,10 +145,12 @@ class ReconstructBlocks:
             pressure=self.pressure,
             seed=seed,
         )
-        return WalkOptions(schedule=schedule, ways=self.ways.split("+"), copies=self.copies, work=self.work)
+        return WalkOptions(
+            schedule=schedule, ways=self.ways.split("+"), layers=self.layers, copies=self.copies, work=self.work
+        )
 
     def _options(self) -> dict[str, bool | int | float | str]:
-        names = ("ways", "steps", "work", "rate", "drop", "pressure", "rows", "copies", "joint")
+        names = ("ways", "layers", "steps", "work", "rate", "drop", "pressure", "rows", "copies", "joint")
         return {name: getattr(self, name) for name in names}
 
     def _report(self, walk: BlockWalk, losses: list[float]) -> PassReport:
@@ -147,7 +161,7 @@ class ReconstructBlocks:
         rows = tuple(
             TableRow(name=r.block, values=tuple(r.errors.get(c) for c in columns), note=r.winner) for r in records
         )
-        title = "Error of each block's output on held-out rows, by parametrization"
+        title = "Error of each block's output on held-out rows, by way of training"
         return PassReport(
             name=self.name,
             changed=False,

@@ -37,7 +37,7 @@ class Block:
     nodes: frozenset[str]
 
 
-def blocks_of(executor: TorchExecutor, wanted: Sequence[str], axes: Axes) -> tuple[Block, ...]:
+def blocks_of(executor: TorchExecutor, wanted: Sequence[str], axes: Axes, layers: int = 1) -> tuple[Block, ...]:
     """Return the blocks between the boundaries of a model, in the order in which they run.
 
     Where several values are alive at a boundary, such as the scales of a detector, a block has several outputs.
@@ -46,6 +46,7 @@ def blocks_of(executor: TorchExecutor, wanted: Sequence[str], axes: Axes) -> tup
         executor: of the float model.
         wanted: values at the end; what no wanted value depends on belongs to no block.
         axes: of the samples; values without one are the same in both models.
+        layers: how many layers with weights a block has at least; what is left at the end may have fewer.
     """
     maker = {name: index for index, step in enumerate(executor.steps) for name in step.outputs if name}
     cuts = sorted({maker[name] + 1 for name in (*block_outputs(executor.model), *wanted) if name in maker})
@@ -54,9 +55,10 @@ def blocks_of(executor: TorchExecutor, wanted: Sequence[str], axes: Axes) -> tup
     for stop in cuts:
         alive = executor.live_before(stop, wanted)
         outputs = tuple(n for n in alive if start <= maker.get(n, -1) < stop and axes.get(n) is not None)
-        if not outputs:
-            continue
         steps = executor.steps[start:stop]
+        weighted = sum(s.op_type in COMPUTE and any(n in executor.parameters for n in s.inputs) for s in steps)
+        if not outputs or (weighted < layers and stop != cuts[-1]):
+            continue
         name = executor.steps[stop - 1].outputs[0]
         nodes = frozenset(s.name for s in steps)
         found.append(Block(name, start, stop, executor.live_before(start, wanted), outputs, nodes))

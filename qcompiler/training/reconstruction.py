@@ -30,6 +30,12 @@ WAYS: Mapping[str, Parametrization] = {
 AS_IT_WAS = "as it was"
 
 
+def parse_way(way: str) -> tuple[Parametrization, float]:
+    """Return the parametrization that a text such as ``flexround/4`` names, and what divides its learning rate."""
+    name, _, divisor = way.partition("/")
+    return WAYS[name], float(divisor or 1)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BlockSchedule:
     """How a block is trained.
@@ -56,7 +62,7 @@ class Contest:
     """What became of a block.
 
     Attributes:
-        errors: name of a parametrization, or ``AS_IT_WAS`` -> error on held-out rows.
+        errors: way of training, or ``AS_IT_WAS`` -> error on held-out rows.
         winner: whose error is the least.
         plan: the winner's.
         steps: mini-batches that ran, for all together.
@@ -104,14 +110,18 @@ class BlockTrainer:
     notes: list[str] = field(default_factory=list)
 
     def contest(self, ways: Sequence[str]) -> Contest:
-        """Return the best of what some parametrizations make of the block, and of the block as it was."""
+        """Return the best of what some parametrizations make of the block, and of the block as it was.
+
+        Args:
+            ways: of training, such as "flexround", or "flexround/4" at a quarter of the learning rate.
+        """
         errors = {AS_IT_WAS: self.error(self.base)}
         best, plan, ran, complete = AS_IT_WAS, self.state.plan, 0, True
         for way in ways:
             if self.finished():
                 complete = False
                 break
-            compressor, steps = self.trained(WAYS[way])
+            compressor, steps = self.trained(*parse_way(way))
             if steps == 0:
                 continue
             ran, complete = ran + steps, complete and steps == self.schedule.steps
@@ -129,8 +139,12 @@ class BlockTrainer:
                 total += float(self._loss(found, self.held.part(self.held.targets, rows))) * len(rows)
         return total / self.held.rows
 
-    def trained(self, parametrization: Parametrization) -> tuple[LevelCompressor, int]:
+    def trained(self, parametrization: Parametrization, slower: float = 1.0) -> tuple[LevelCompressor, int]:
         """Return what is trained with a parametrization, and how many mini-batches ran.
+
+        Args:
+            parametrization: of the weights.
+            slower: what divides the learning rate.
 
         Where memory does not suffice, training starts again with half of the rows in a mini-batch.
         """
@@ -139,7 +153,7 @@ class BlockTrainer:
                 self.state, self.executor, parametrization=parametrization, nodes=self.block.nodes
             )
             try:
-                return compressor, self._train(compressor)
+                return compressor, self._train(compressor, self.schedule.rate / slower)
             except (MemoryError, RuntimeError, QCompileError) as error:
                 if not out_of_memory(error) or self.schedule.batch_rows == 1:
                     raise
@@ -147,11 +161,11 @@ class BlockTrainer:
             rows = self.schedule.batch_rows
             self.notes.append(f"block '{self.block.name}': out of memory, so mini-batches are halved to {rows} rows")
 
-    def _train(self, compressor: LevelCompressor) -> int:
+    def _train(self, compressor: LevelCompressor, rate: float) -> int:
         plan, leaves = self.schedule, list(compressor.leaves())
         if not leaves:
             return 0
-        optimizer = torch.optim.Adam(leaves, lr=plan.rate, betas=BETAS)
+        optimizer = torch.optim.Adam(leaves, lr=rate, betas=BETAS)
         generator = torch.Generator().manual_seed(plan.seed)
         first = 0.0
         for step in range(plan.steps):
@@ -159,7 +173,7 @@ class BlockTrainer:
                 return step
             progress = step / plan.steps
             for group in optimizer.param_groups:
-                group["lr"] = plan.rate * 0.5 * (1 + math.cos(math.pi * progress))
+                group["lr"] = rate * 0.5 * (1 + math.cos(math.pi * progress))
             rows = torch.randperm(self.train.rows, generator=generator)[: plan.batch_rows]
             found = self._run(self._inputs(rows, generator), compressor.training(self.base))
             loss = self._loss(found, self.train.part(self.train.targets, rows))

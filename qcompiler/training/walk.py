@@ -27,7 +27,7 @@ from qcompiler.training.reconstruction import WAYS, BlockSchedule, BlockTrainer
 HELD_SHARE = 4
 """One in so many calibration rows decides instead of training."""
 MIN_STEPS = 20
-VISITS = 100
+VISITS = 50
 """How often a row is trained on at most: a block is soon as good as its rows can tell."""
 FEWEST_ROWS = 8
 PASSES = 3.5
@@ -42,7 +42,7 @@ class BlockRecord:
 
     Attributes:
         block: its name.
-        errors: name of a parametrization, or ``AS_IT_WAS`` -> error on held-out rows.
+        errors: way of training, or ``AS_IT_WAS`` -> error on held-out rows.
         winner: whose error is the least.
         steps: mini-batches that ran, for all together.
     """
@@ -59,13 +59,15 @@ class WalkOptions:
 
     Attributes:
         schedule: of each block; its steps are 0 to take as many as ``work`` allows.
-        ways: names of the parametrizations that are tried.
+        ways: of training, that are tried on every block; see ``BlockTrainer.contest``.
+        layers: with weights, that a block has at least.
         copies: variations of every row that is trained on, itself among them.
         work: multiply-accumulates for all blocks together.
     """
 
     schedule: BlockSchedule
     ways: Sequence[str] = tuple(WAYS)
+    layers: int = 1
     copies: int = 1
     work: float = 1e13
 
@@ -95,7 +97,7 @@ class BlockWalk:
             QCompileError: samples cannot share a run.
         """
         executor, wanted, axes = self.setup.executor, self.setup.loss.outputs, self._axes()
-        blocks = blocks_of(executor, wanted, axes)
+        blocks = blocks_of(executor, wanted, axes, self.options.layers)
         train, held = self._split(axes)
         streams = [Streams(executor, axes, rows, wanted, ROWS_AT_ONCE) for rows in (train, held)]
         works = work_of(executor, blocks, streams[1].part(held, torch.zeros(1, dtype=torch.long)))

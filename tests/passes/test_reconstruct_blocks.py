@@ -19,7 +19,7 @@ from tests.compiling import run_passes, samples, start
 from tests.models import conv_net
 from tests.training.lowbits import low_bit_state
 
-QUICK = "reconstruct-blocks{ways=straight-through+flexround,steps=8,rows=8,joint=0}"
+QUICK = "reconstruct-blocks{ways=straight-through+flexround,steps=8,rate=0.02,rows=8,joint=0}"
 
 
 @pytest.fixture(scope="module")
@@ -116,6 +116,8 @@ def test_without_samples_it_says_what_it_needs(case):
     ("options", "message"),
     [
         ("ways=lsq", "'lsq' is none of straight-through, flexround, soft-bit"),
+        ("ways=flexround/0", "'flexround/0' is none of"),
+        ("layers=0", "at least 1"),
         ("rows=0", "at least 1"),
         ("rate=0.0", "above 0"),
         ("drop=1.5", "from 0 to 1"),
@@ -135,7 +137,7 @@ def test_it_belongs_to_the_highest_effort_and_loads_without_torch():
 
 
 def test_the_names_of_parametrizations_are_those_that_exist():
-    from qcompiler.passes.reconstruct_blocks import WAYS as NAMED
+    from qcompiler.passes.reconstruct_blocks import PARAMETRIZATIONS
     from qcompiler.training.reconstruction import WAYS
 
-    assert tuple(WAYS) == NAMED
+    assert tuple(WAYS) == PARAMETRIZATIONS

@@ -83,6 +83,22 @@ def test_blocks_cover_the_model_and_both_streams_end_at_its_outputs(case):
         torch.testing.assert_close(stream.found[name], found[name], rtol=1e-4, atol=1e-5)
 
 
+def test_a_block_has_as_many_layers_as_asked_for_but_at_the_end(case):
+    _, _, setup = case
+    executor, wanted = setup.executor, setup.loss.outputs
+    small, large = (blocks_of(executor, wanted, setup.axes, n) for n in (1, 4))
+    assert len(small) > len(large) == 1
+    assert (large[0].start, large[0].stop) == (small[0].start, small[-1].stop)
+    assert large[0].nodes == frozenset().union(*(b.nodes for b in small))
+
+
+def test_a_way_may_be_slower(case, monkeypatch):
+    rates = []
+    monkeypatch.setattr(BlockTrainer, "_train", lambda self, compressor, rate: rates.append(rate) or 2)
+    trainer(case, steps=2, rate=0.04).contest(("straight-through", "straight-through/8"))
+    assert rates == [0.04, 0.005]
+
+
 def test_the_work_of_a_block_is_that_of_its_products(case):
     _, _, setup = case
     blocks = blocks_of(setup.executor, setup.loss.outputs, setup.axes)
