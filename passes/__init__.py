@@ -16,6 +16,7 @@ PASSES: dict[str, str] = {
     "correct-bias": "qcompiler.passes.correct_bias:CorrectBias",
     "clip-round-search": "qcompiler.passes.clip_round_search:ClipRoundSearch",
     "joint-clip-search": "qcompiler.passes.joint_clip_search:JointClipSearch",
+    "reconstruct-blocks": "qcompiler.passes.reconstruct_blocks:ReconstructBlocks",
     "fine-tune": "qcompiler.passes.fine_tune:FineTune",
     "insert-qdq": "qcompiler.passes.insert_qdq:InsertQdq",
     "align-channels": "qcompiler.passes.align_channels:AlignChannels",
@@ -63,7 +64,7 @@ WITHOUT_DATA = (
 
 _SEARCHES = ("clip-round-search", "joint-clip-search")
 
-IMPROVING: dict[int, tuple[str, ...]] = {2: _SEARCHES, 3: _SEARCHES}
+IMPROVING: dict[int, tuple[str, ...]] = {2: _SEARCHES, 3: (*_SEARCHES, "reconstruct-blocks")}
 """Effort -> the plan passes that improve a verified result, in order; higher efforts name those of lower ones too.
 
 They run if some weight or activation has fewer than 8 bits: at 8 bits what is left to gain is below what the gate can

@@ -6,7 +6,6 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
 
 from qcompiler.errors import UsageError
-from qcompiler.plan import CompressionPlan
 from qcompiler.protocols import PassKind, PassResult
 from qcompiler.records import Metric, PassReport, Skip
 from qcompiler.state import Context, Fact, State
@@ -106,7 +105,7 @@ class FineTune:
             return PassResult(state, self._report(metrics, "training did not help on samples it has not seen"))
         options = {**self._options(), **record.options, "steps": steps}
         report = replace(self._report(metrics, ""), changed=True, options=options)
-        return PassResult(replace(found, plan=_signed(found, state, self.name)), report)
+        return PassResult(replace(found, plan=found.plan.signed(self.name, state.plan)), report)
 
     def _steps_in(self, state: State, setup: SearchSetup, task: Task, seconds: float) -> int:
         """Return how many mini-batches fit into a time, from the time that a few take."""
@@ -135,10 +134,3 @@ class FineTune:
     def _report(self, metrics: tuple[Metric, ...], note: str) -> PassReport:
         notes = (note,) if note else ()
         return PassReport(name=self.name, changed=False, options=self._options(), metrics=metrics, notes=notes)
-
-
-def _signed(found: State, before: State, name: str) -> CompressionPlan:
-    """Return the found plan with the pass's name on every entry that it changed."""
-    entries = found.plan.tensors.items()
-    changed = [replace(t, decided_by=(*t.decided_by, name)) for k, t in entries if before.plan.tensors.get(k) is not t]
-    return found.plan.with_tensors(*changed)

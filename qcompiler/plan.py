@@ -150,6 +150,11 @@ class CompressionPlan:
         """Return a plan that records one measured decision."""
         return replace(self, choices={**self.choices, key: value})
 
+    def signed(self, name: str, before: CompressionPlan) -> CompressionPlan:
+        """Return the plan with the name of a pass on every tensor's entry that it changed."""
+        changed = [t for k, t in self.tensors.items() if before.tensors.get(k) is not t]
+        return self.with_tensors(*(replace(t, decided_by=(*t.decided_by, name)) for t in changed))
+
     def without_tensors(self, names: frozenset[str]) -> CompressionPlan:
         """Return a plan in which these tensors have no entry (they stay float)."""
         return replace(self, tensors={k: v for k, v in self.tensors.items() if k not in names})

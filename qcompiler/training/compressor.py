@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from typing import Protocol
 
 import numpy as np
@@ -12,15 +12,10 @@ from torch import Tensor
 
 from qcompiler.executor.binding import Binding
 from qcompiler.executor.executor import TorchExecutor
-from qcompiler.lowering import weight_codes
 from qcompiler.model.weights import has_row_bias
 from qcompiler.plan import CompressionPlan, Precision, Role, TensorPlan
-from qcompiler.quant.grid import SMALLEST_SCALE
 from qcompiler.state import State
-
-EIGHT_BITS = np.arange(-127, 128, dtype=np.int8)
-EDGE = 0.05
-"""Part of a cell next to its border where no weight starts: it would fall into the next cell at the first step."""
+from qcompiler.training.weights import Parametrization, StraightThrough, planned_weight, start_of
 
 STORED = (Precision.INTEGER, Precision.DYNAMIC, Precision.WEIGHT_ONLY)
 
@@ -53,45 +48,6 @@ class Compressor(Protocol):
         ...
 
 
-class _NearestLevel(torch.autograd.Function):  # type: ignore[misc]
-    """The nearest level of a table; the gradient is 1 inside the table's range and 0 outside."""
-
-    @staticmethod
-    def forward(ctx: torch.autograd.function.FunctionCtx, x: Tensor, levels: Tensor) -> Tensor:
-        ctx.save_for_backward((x >= levels[0] - 0.5) & (x <= levels[-1] + 0.5))
-        return levels[torch.bucketize(x, (levels[1:] + levels[:-1]) / 2)]
-
-    @staticmethod
-    def backward(ctx: torch.autograd.function.FunctionCtx, grad: Tensor) -> tuple[Tensor, None]:
-        (inside,) = ctx.saved_tensors
-        return grad * inside, None
-
-
-@dataclass(slots=True, eq=False)
-class _Weight:
-    """A trained weight in units of its scale.
-
-    Attributes:
-        position: the weight over its scale; a leaf.
-        growth: logarithm of what the scale is multiplied by, one per channel; a leaf.
-        scale: the planned scale, broadcast against the weight.
-        levels: what the codes may be.
-    """
-
-    entry: TensorPlan
-    position: Tensor
-    growth: Tensor
-    scale: Tensor
-    levels: Tensor
-
-    def current_scale(self) -> Tensor:
-        return (self.scale * self.growth.exp()).clamp(min=SMALLEST_SCALE)
-
-    def codes(self) -> Tensor:
-        found: Tensor = _NearestLevel.apply(self.position, self.levels)
-        return found
-
-
 class LevelCompressor:
     """Weights on the levels of their plan, with trained scales, and the biases of their layers.
 
@@ -101,102 +57,87 @@ class LevelCompressor:
     Args:
         state: with a scale for every planned weight.
         executor: of the same float graph.
+        parametrization: how weights choose among their levels.
+        nodes: train only what these nodes and no others read; None for all.
         train_biases: also train the biases, which the plan stores as corrections.
-
-    Source: Esser et al. 2020, Learned Step Size Quantization (arXiv:1902.08153), equations 1 to 3, for the gradient
-    of the scale, which follows from passing the rounding straight. Differs: levels may be any integers, and the
-    scale is trained by its logarithm, without their gradient scale.
     """
 
-    def __init__(self, state: State, executor: TorchExecutor, *, train_biases: bool = True) -> None:
+    def __init__(
+        self,
+        state: State,
+        executor: TorchExecutor,
+        *,
+        parametrization: Parametrization = StraightThrough,
+        nodes: Collection[str] | None = None,
+        train_biases: bool = True,
+    ) -> None:
         self._executor, self._start = executor, state.plan
         stored = [n for n in executor.model.graph if _precision(state, n.name or "") in STORED]
-        read = {v.name for n in stored for v in n.inputs if v is not None}
+        inside = [n for n in stored if nodes is None or n.name in nodes]
+        outside = {v.name for n in stored if n not in inside for v in n.inputs if v is not None}
+        read = {v.name for n in inside for v in n.inputs if v is not None} - outside
         entries = [t for t in state.plan.tensors.values() if t.role is Role.WEIGHT and t.name in read]
-        self._weights = [self._weight(t) for t in entries if t.scale is not None and t.name in executor.parameters]
-        names = {w.entry.name for w in self._weights}
+        self._weights = {
+            t.name: parametrization(start_of(t, executor.parameters[t.name]))
+            for t in entries
+            if t.scale is not None and t.name in executor.parameters
+        }
         self._biases: dict[str, tuple[Tensor, Tensor]] = {}
-        for node in stored if train_biases else ():
+        for node in inside if train_biases else ():
             value = node.inputs[1] if len(node.inputs) > 1 else None
-            if value is not None and value.name in names and has_row_bias(node) and node.op_type in ("Conv", "Gemm"):
-                self._biases[node.name or ""] = self._bias(node.name or "", value.name or "", len(node.inputs) > 2)
+            name = value.name or "" if value is not None else ""
+            if name in self._weights and has_row_bias(node) and node.op_type in ("Conv", "Gemm"):
+                self._biases[node.name or ""] = self._bias(node.name or "", name)
 
-    def _weight(self, entry: TensorPlan) -> _Weight:
-        weight = self._executor.parameters[entry.name].detach().float()
-        device = weight.device
-        levels = EIGHT_BITS if entry.levels is None else entry.levels
-        axis = entry.spec.axis if entry.spec is not None else None
-        shape = [1] * weight.dim()
-        if axis is not None:
-            shape[axis] = -1
-        scale = torch.tensor(np.asarray(entry.scale, np.float32), device=device).reshape(shape)
-        codes = torch.tensor(weight_codes(weight.cpu().numpy(), entry).astype(np.float32), device=device)
-        table = torch.tensor(levels.astype(np.float32), device=device)
-        position = _within_cell(weight / scale, codes, table)
-        growth = torch.zeros_like(scale)
-        return _Weight(entry, position.requires_grad_(), growth.requires_grad_(), scale, table)
-
-    def _bias(self, node: str, weight: str, present: bool) -> tuple[Tensor, Tensor]:
+    def _bias(self, node: str, weight: str) -> tuple[Tensor, Tensor]:
         """Return the trained shift of a bias, a leaf, and the unit it is in: the layer's typical grid step."""
-        found = next(w for w in self._weights if w.entry.name == weight)
+        scale = self._weights[weight].start.scale
         entry = self._start.tensors.get(f"{node}:bias")
-        channels = found.scale.numel()
-        correction = np.zeros(channels) if entry is None or entry.correction is None else entry.correction
-        unit = found.scale.reshape(-1).mean().detach()
+        correction = np.zeros(scale.numel()) if entry is None or entry.correction is None else entry.correction
+        unit = scale.reshape(-1).mean()
         shift = torch.tensor(correction.astype(np.float32), device=unit.device) / unit
         return shift.requires_grad_(), unit
 
     def leaves(self) -> Sequence[Tensor]:
-        """Return positions, growths and shifts."""
-        weights = [leaf for w in self._weights for leaf in (w.position, w.growth)]
+        """Return the leaves of all weights, then the shifts of biases."""
+        weights = [leaf for w in self._weights.values() for leaf in w.leaves()]
         return [*weights, *(shift for shift, _ in self._biases.values())]
 
     def compressed(self, base: Binding) -> Binding:
         """Return a binding whose weights are on their levels."""
-        return self._bound(base, {w.entry.name: w.codes() * w.current_scale() for w in self._weights})
+        return self._bound(base, {n: w.codes() * w.scale() for n, w in self._weights.items()})
 
     def loose(self, base: Binding) -> Binding:
         """Return a binding whose weights are where training left them."""
-        return self._bound(base, {w.entry.name: w.position * w.current_scale() for w in self._weights})
+        return self._bound(base, {n: w.loose() * w.scale() for n, w in self._weights.items()})
+
+    def training(self, base: Binding) -> Binding:
+        """Return a binding with the weights by which their parametrization is trained, on their levels or loose."""
+        weights = self._weights.items()
+        return self._bound(base, {n: (w.loose() if w.soft else w.codes()) * w.scale() for n, w in weights})
+
+    def penalty(self, progress: float) -> Tensor:
+        """Return how far loose weights are from their levels, as a mean over tensors; see ``TrainedWeight``."""
+        found = [w.penalty(progress) for w in self._weights.values()]
+        return torch.stack(found).mean() if found else torch.zeros(())
 
     def _bound(self, base: Binding, weights: Mapping[str, Tensor]) -> Binding:
         biases = {node: shift * unit for node, (shift, unit) in self._biases.items()}
         return replace(base, parameters={**base.parameters, **weights}, biases={**base.biases, **biases})
 
     def project(self) -> None:
-        """Move every weight to its nearest level."""
-        with torch.no_grad():
-            for weight in self._weights:
-                weight.position.copy_(weight.codes())
+        """Move every weight to its level."""
+        for weight in self._weights.values():
+            weight.project()
 
     def planned(self, plan: CompressionPlan) -> CompressionPlan:
         """Return the plan with the trained codes, scales and bias corrections."""
-        entries = [_planned_weight(w) for w in self._weights]
+        entries = [planned_weight(w) for w in self._weights.values()]
         for node, (shift, unit) in self._biases.items():
             before = plan.tensors.get(f"{node}:bias") or TensorPlan(name=f"{node}:bias", role=Role.BIAS)
             correction = (shift * unit).detach().cpu().numpy().astype(np.float64)
             entries.append(replace(before, correction=correction, reason="trained"))
         return plan.with_tensors(*entries)
-
-
-def _planned_weight(weight: _Weight) -> TensorPlan:
-    entry = weight.entry
-    scale = weight.current_scale().detach().cpu().numpy().astype(np.float32)
-    shaped = scale.reshape(() if entry.scale is None else entry.scale.shape)
-    codes = weight.codes().detach().cpu().numpy().astype(np.int8)
-    top = float(np.abs(weight.levels.cpu().numpy()).max()) * float(shaped.max())
-    return replace(entry, scale=shaped, codes=codes, clip=(-top, top), reason=f"{entry.reason}; trained")
-
-
-def _within_cell(wanted: Tensor, codes: Tensor, levels: Tensor) -> Tensor:
-    """Return the points nearest to the wanted ones that round to given codes."""
-    middles = (levels[1:] + levels[:-1]) / 2
-    ends = torch.tensor([torch.inf], device=levels.device)
-    index = torch.bucketize(codes, middles)
-    low, high = torch.cat([-ends, middles])[index], torch.cat([middles, ends])[index]
-    room = torch.where((high - low).isfinite(), (high - low) * EDGE, torch.full_like(low, EDGE))
-    inside = torch.minimum(torch.maximum(wanted, low + room), high - room)
-    return inside.clamp(float(levels[0]) - 0.5, float(levels[-1]) + 0.5)
 
 
 def _precision(state: State, node: str) -> Precision:

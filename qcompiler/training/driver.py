@@ -176,23 +176,28 @@ class _Matcher:
         total = sum((self._distance(n, found, wanted, labels) for n in task.outputs), torch.zeros(()))
         total = total / len(task.outputs)
         if self.features:
-            errors = torch.stack([_relative_error(found[n], wanted[n]) for n in self.features])
+            errors = torch.stack([relative_error(found[n], wanted[n]) for n in self.features])
             total = total + task.schedule.feature_weight * errors.mean()
         return total
 
     def _distance(self, name: str, found: Tensors, wanted: Tensors, labels: Tensor | None) -> Tensor:
         if name not in self._task.classes:
-            return _relative_error(found[name], wanted[name])
+            return relative_error(found[name], wanted[name])
         here = torch.log_softmax(found[name], -1)
-        there = torch.log_softmax(wanted[name], -1)
-        divergence = (there.exp() * (there - here)).sum(-1).mean()
         if labels is None or here.dim() != 2:
-            return divergence
-        return divergence + torch.nn.functional.nll_loss(here, labels.to(here.device))
+            return divergence(found[name], wanted[name])
+        return divergence(found[name], wanted[name]) + torch.nn.functional.nll_loss(here, labels.to(here.device))
 
 
-def _relative_error(found: Tensor, wanted: Tensor) -> Tensor:
+def relative_error(found: Tensor, wanted: Tensor) -> Tensor:
+    """Return the squared error over the power of what is wanted, shape ()."""
     return (found - wanted).square().sum() / wanted.square().sum().clamp(min=SMALLEST_POWER)
+
+
+def divergence(found: Tensor, wanted: Tensor) -> Tensor:
+    """Return the mean KL(wanted || found) in nats of the distributions that logits stand for, shape ()."""
+    there = torch.log_softmax(wanted, -1)
+    return (there.exp() * (there - torch.log_softmax(found, -1))).sum(-1).mean()
 
 
 def _condensed(losses: Sequence[float]) -> tuple[float, ...]:

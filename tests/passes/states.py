@@ -37,6 +37,7 @@ BEFORE: dict[str, tuple[str, ...]] = {
     "correct-bias": ("fold-batch-norm", *PLANNING),
     "clip-round-search": BEFORE_LOWERING,
     "joint-clip-search": BEFORE_LOWERING,
+    "reconstruct-blocks": BEFORE_LOWERING,
     "fine-tune": BEFORE_LOWERING,
     "insert-qdq": BEFORE_LOWERING,
     "align-channels": (*BEFORE_LOWERING, "insert-qdq"),
