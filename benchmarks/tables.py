@@ -14,7 +14,7 @@ from benchmarks.process import Measured
 from benchmarks.results import GOALS, Comparison, Entry, ModelResult, compare
 from benchmarks.scoring import LatencyRatio, Score
 
-_PACKAGES = ("qcompiler", "onnx", "onnxruntime", "onnx-ir", "onnxscript", "numpy")
+_PACKAGES = ("qcompiler", "onnx", "onnxruntime", "onnx-ir", "onnxscript", "numpy", "torch")
 
 
 def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
