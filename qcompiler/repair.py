@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import onnx_ir as ir
 
-from qcompiler.bit_repair import next_point, ranked_damage, rewidened, with_actions
+from qcompiler.bit_repair import deficit_db, next_point, ranked_damage, rewidened, widened, with_actions
 from qcompiler.floors import LATENCY
 from qcompiler.plan import NodePlan, Precision, Role
 from qcompiler.recipe import MatchRule
@@ -69,7 +69,7 @@ class Repair:
         elif any(f.name == LATENCY for f in verdict.missed):
             action, chosen = SLOWER, self._slower(left, times)
         else:
-            action, chosen = DAMAGING, self._damaging(left, _deficit_db(verdict))
+            action, chosen = DAMAGING, self._damaging(left, deficit_db(verdict))
         reasons = _reasons(verdict)
         outcome = verdict.failure or "; ".join(reasons) or f"{LATENCY} above its limit"
         if action == DAMAGING:
@@ -81,8 +81,10 @@ class Repair:
     def _other_widths(self, verdict: Verdict) -> State | None:
         """Return the state with another allocation of bits, None where that is no cure: bits come before float."""
         search = self.planned.bit_search
-        if search is None or self.replan is None or verdict.failure or len(self.steps) >= MAX_REPAIRS:
+        if self.replan is None or verdict.failure or len(self.steps) >= MAX_REPAIRS:
             return None
+        if search is None:
+            return self._wider_everywhere(verdict, self.replan)
         point = next_point(search, verdict, self.context.recipe)
         if point is None:
             return None
@@ -95,6 +97,20 @@ class Repair:
         action = (
             f"{MORE_BITS if more else FEWER_BITS} ({search.chosen.mean_bits:.2f} -> {point.mean_bits:.2f} on average)"
         )
+        self.steps.append(RepairStep(action=action, layers=changed, outcome="; ".join(_reasons(verdict))))
+        return reverted(self.planned, self.context, self.reverted, NAME)
+
+    def _wider_everywhere(self, verdict: Verdict, replan: Callable[[State], State]) -> State | None:
+        """Return the state with one width for all weights as before, and that a larger one; None if it is no cure."""
+        found = widened(self.planned, verdict, self.context)
+        if found is None:
+            return None
+        if not self.damages:
+            self.damages = ranked_damage(self.planned, self.context)
+        state, changed, (before, after) = found
+        self.planned = replan(state)
+        self.damages = with_actions(self.damages, self.planned)
+        action = f"{MORE_BITS} everywhere ({before} -> {after})"
         self.steps.append(RepairStep(action=action, layers=changed, outcome="; ".join(_reasons(verdict))))
         return reverted(self.planned, self.context, self.reverted, NAME)
 
@@ -150,12 +166,6 @@ def _shortened(chosen: list[str], level: Callable[[Sequence[str]], float], goal:
 def _reasons(verdict: Verdict) -> list[str]:
     """Return what the missed floors reached, as far as it is the same in every run."""
     return [f"{f.name} is {f.reached:.4g}" for f in verdict.missed if f.reached is not None and _lasting(f.name)]
-
-
-def _deficit_db(verdict: Verdict) -> float:
-    """Return how many dB the worst SQNR floor is missed by, 0 where the missed floor is no SQNR."""
-    gaps = [f.limit - f.reached for f in verdict.missed if f.unit == "dB" and f.reached is not None]
-    return max(gaps, default=0.0)
 
 
 def _lasting(name: str) -> bool:

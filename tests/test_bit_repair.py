@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from qcompiler.acceptance import FileSize, FloorCheck, agreement, cosine, expected_drop, sqnr_db
-from qcompiler.bit_repair import next_point, ranked_damage, rescaling, rewidened, with_actions
+from qcompiler.bit_repair import next_point, ranked_damage, rescaling, rewidened, widened, with_actions
 from qcompiler.layers import MAX_FRONTIER, frontier_report
-from qcompiler.recipe import Floors, Recipe, bits_fields
+from qcompiler.plan import Role
+from qcompiler.recipe import Floors, MatchRule, Recipe, bits_fields
 from qcompiler.records import Floor, Verdict
 from qcompiler.registry import make_pass
 from qcompiler.repair import FEWER_BITS, MORE_BITS, Repair
@@ -90,8 +91,59 @@ def test_damage_is_what_a_layer_at_eight_bits_gains(decided):
     assert found[0].cause == "rounding of the weights"
     assert all(d.bits < 8 for d in found)
     assert ranked_damage(state, replace(where, trial=None)) == []
-    assert ranked_damage(replace(state, bit_search=None), where) == []
+    assert {d.name for d in ranked_damage(replace(state, bit_search=None), where)} == {d.name for d in found}
     assert {d.action for d in with_actions(found, state, "float")} == {"float"}
+
+
+@pytest.fixture(scope="module")
+def uniform():
+    rules = (MatchRule(pattern="^pw$", num_bits=2),)
+    state, where = ready(conv_net(channels=128), rules=rules, **bits_fields("W3A8:uniform"))
+    where = replace(where, trial=Trial(state.model, where.target, samples(state.model, 3, seed=9), where))
+    return run_passes(state, where, *FINISH), where
+
+
+def weight_bits(state):
+    return {t.name: t.spec.num_bits for t in state.plan.tensors.values() if t.role is Role.WEIGHT and t.spec}
+
+
+def test_a_uniform_plan_stays_uniform_and_gets_more_bits(uniform):
+    state, where = uniform
+    assert sorted(set(weight_bits(state).values())) == [2, 3]
+    repair = Repair(where, state, rescaling([make_pass(n) for n in ("place", *FINISH)], where))
+    agreement = missed("share", 0.9, 0.5, "agreement of 'scores'")
+    first = repair.propose(agreement, ())
+    assert sorted(set(weight_bits(first).values())) == [2, 4], "one bit more, but where a rule prescribes the width"
+    assert repair.steps[0].action == f"{MORE_BITS} everywhere (3 -> 4)"
+    assert set(repair.steps[0].layers) == {n for n, b in weight_bits(first).items() if b == 4}
+    assert {d.action for d in repair.damages} >= {"3 -> 4 bits"}
+    assert serialized(lowered(first, where).model)
+    second = repair.propose(missed(limit=20.0, reached=7.0), ())
+    assert sorted(set(weight_bits(second).values())) == [2, 8], "13 dB are 3 bits, and above 6 whole bytes are taken"
+    assert not repair.reverted
+    assert repair.propose(agreement, ()) is not None
+    assert repair.reverted, "and what 8 bits do not cure goes back to float"
+
+
+def test_a_uniform_plan_is_not_widened_beyond_a_size_limit(uniform):
+    state, where = uniform
+    size = FileSize(where)
+    now = size(state)
+    for limit, possible in ((now, False), (2 * now, True)):
+        recipe = replace(where.recipe, floors=Floors(max_size_bytes=limit))
+        found = widened(state, missed(), replace(where, recipe=recipe, size=size))
+        assert (found is not None) is possible
+
+
+@pytest.mark.parametrize(("name", "unit"), [("latency ratio", "of the original"), ("file size", "bytes")])
+def test_other_misses_widen_nothing(uniform, name, unit):
+    state, where = uniform
+    assert widened(state, missed(unit, 1.0, 2.0, name), where) is None
+
+
+def test_whole_bytes_are_not_widened(uniform):
+    state, where = ready(conv_net(channels=16), **bits_fields("W8A8"))
+    assert widened(run_passes(state, where, *FINISH), missed(), where) is None
 
 
 def test_unchanged_widths_keep_their_codes(decided):
