@@ -10,8 +10,11 @@ import pytest
 
 from qcompiler.compiler import compile_model
 from qcompiler.errors import DataError
+from qcompiler.floors import FloorInputs, check_floors
 from qcompiler.metrics import check_metric, compare_metric
-from qcompiler.recipe import Recipe
+from qcompiler.recipe import Floors, Recipe
+from qcompiler.records import MetricComparison, Verdict
+from qcompiler.report.digest import floor_sentence
 from tests.models import dense_net, save
 
 LABELS = np.asarray([1, 0], np.int64)
@@ -83,3 +86,29 @@ def test_a_metric_that_cannot_be_loaded_ends_before_the_work_begins(tmp_path, me
             save(dense_net(), tmp_path), recipe=recipe, out=tmp_path / "out", progress=lambda *w: begun.append(w)
         )
     assert not begun
+
+
+def test_a_floor_without_a_metric_says_what_would_give_one():
+    verdict = Verdict(loaded=True, data="held-out samples", samples=2)
+    (floor, *_) = check_floors(floor_inputs(Floors(max_drop=0.5)), verdict)
+    said = "loss of the metric was not measured where at most 0.5 points was asked (there is no metric: give --labels"
+    assert floor_sentence(floor).startswith(said)
+
+
+def test_the_loss_of_a_users_metric_has_no_unit():
+    metric = MetricComparison(name="given:metric", original=5.0, result=4.5, samples=2)
+    verdict = Verdict(loaded=True, data="held-out samples", samples=2, metric=metric)
+    (floor, *_) = check_floors(floor_inputs(Floors(max_drop=0.25)), verdict)
+    assert floor_sentence(floor) == "loss of given:metric is 0.5 where at most 0.25 was asked"
+
+
+def floor_inputs(asked):
+    return FloorInputs(
+        asked=asked,
+        real=True,
+        require_data=False,
+        unchanged=True,
+        executes_here=False,
+        original_bytes=100,
+        model_bytes=50,
+    )
