@@ -17,6 +17,7 @@ from qcompiler.improvement import Improvement, improves, worth_improving
 from qcompiler.interrupts import finish_on_signals
 from qcompiler.job import Job, Stopwatch
 from qcompiler.layers import frontier_report, histograms, kept_constants, layer_reports
+from qcompiler.metrics import check_metric
 from qcompiler.model.load import load_model
 from qcompiler.model.save import OutputFolder
 from qcompiler.passes import IMPROVING, MINIMAL, SETTLING, TRAINING, WITH_DATA, WITHOUT_DATA
@@ -90,6 +91,7 @@ def compile_model(
     outputs = [OutputFolder(place, force=force) for place in places]
     emulator = emulator_for(recipe, names, progress)
     started, budget = time.perf_counter(), Budget(seconds=recipe.max_time_s, memory_bytes=recipe.max_memory_bytes)
+    check_metric(recipe.metric)
     for target in targets:
         check_target(target, recipe)
     progress("loading", 0, 0)

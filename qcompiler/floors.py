@@ -86,7 +86,7 @@ def _metric_floors(asked: Floors, metric: MetricComparison | None) -> list[Floor
         return []
     points = max(MAX_DROP_POINTS, 100.0 * MAX_DROP_SAMPLES / max(metric.samples, 1))
     limit = points if asked.max_drop is None else asked.max_drop
-    unit = "points" if metric.name == "top1" else metric.name
+    unit = "points" if metric.name == "top1" else ""
     drop = metric.original - metric.result
     return [_at_most(f"loss of {metric.name}", limit, drop, unit, user=asked.max_drop is not None)]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,12 +11,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qcompiler.data import load_callable
-from qcompiler.errors import UsageError
+from qcompiler.errors import DataError, UsageError
+from qcompiler.model.probe import shorten
 from qcompiler.records import MetricComparison
 from qcompiler.runtime.gate_process import output_comparison
 
 Metric = Callable[[dict[str, list[NDArray[Any]]], "NDArray[np.int64] | None"], float]
 """A user's metric: {output name: arrays, one per sample} and the labels (or None) -> a figure, larger is better."""
+
+
+def check_metric(spec: str) -> None:
+    """Load a metric that is a function, so that a wrong name ends before the work begins.
+
+    Raises:
+        DataError: it cannot be imported.
+    """
+    if ":" in spec:
+        load_callable(spec)
 
 
 def compare_metric(
@@ -36,7 +48,7 @@ def compare_metric(
 
     Raises:
         UsageError: the metric does not fit the model.
-        DataError: the function cannot be imported.
+        DataError: the function cannot be imported, it failed, or what it gave is no number.
     """
     if ":" in spec:
         return _user_metric(spec, labels, saved)
@@ -77,5 +89,31 @@ def _user_metric(spec: str, labels: NDArray[np.int64] | None, saved: Path) -> Me
             for key in sorted(k for k in archive.files if k.startswith(kind)):
                 outputs.setdefault(key.split("/", 2)[2], []).append(archive[key])
             samples = max((len(v) for v in outputs.values()), default=0)
-            values.append(float(function(outputs, labels)))
+            values.append(_figure(spec, function, outputs, labels, kind))
     return MetricComparison(name=spec, original=values[0], result=values[1], samples=samples)
+
+
+def _figure(
+    spec: str,
+    function: Metric,
+    outputs: dict[str, list[NDArray[Any]]],
+    labels: NDArray[np.int64] | None,
+    kind: str,
+) -> float:
+    """Return what the user's function makes of one model's outputs."""
+    try:
+        given = function(outputs, labels)
+    except Exception as error:  # the user's code may raise anything; it is theirs to mend
+        text = " ".join(str(error).split())
+        raise DataError(
+            f"metric {spec} raised {type(error).__name__} on the outputs of the {kind}: {text}; mend the function"
+        ) from error
+    try:
+        value = float(given)
+    except (TypeError, ValueError) as error:
+        raise DataError(
+            f"metric {spec} gave {shorten(repr(given))} for the {kind}; it must return one number, larger is better"
+        ) from error
+    if not math.isfinite(value):
+        raise DataError(f"metric {spec} gave {value} for the {kind}; it must return a finite number")
+    return value

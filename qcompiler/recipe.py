@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -173,7 +174,7 @@ class Recipe:
         for name, value in (("max_time", self.max_time_s), ("max_memory", self.max_memory_bytes)):
             if value is not None and not value > 0:
                 raise UsageError(f"{name} is {value}; it must be more than 0")
-        if not self.fine_tune_minutes >= 0:
+        if not 0 <= self.fine_tune_minutes < math.inf:
             raise UsageError(f"fine_tune is {self.fine_tune_minutes}; it is a number of minutes")
         if self.weight_bits not in WEIGHT_BITS or self.activation_bits not in ACTIVATION_BITS:
             raise UsageError(f"no such widths: W{self.weight_bits}A{self.activation_bits}; {_BITS_FORM}")

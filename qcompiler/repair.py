@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import onnx_ir as ir
 
-from qcompiler.bit_repair import next_point, ranked_damage, rewidened, with_actions
+from qcompiler.bit_repair import deficit_db, more_bits_help, other_widths, ranked_damage, with_actions
 from qcompiler.floors import LATENCY
 from qcompiler.plan import NodePlan, Precision, Role
 from qcompiler.recipe import MatchRule
@@ -19,6 +19,7 @@ from qcompiler.runtime.optimized import COMPUTE_OPS
 from qcompiler.state import Context, State
 
 MAX_REPAIRS = 6
+"""Tries with other widths, and as many again that take layers back to float."""
 STRETCHES = 8
 MIN_GAIN_DB = 3.0
 MARGIN_DB = 0.5
@@ -62,14 +63,14 @@ class Repair:
             return wider
         left = [n for n in compute_nodes(self.planned) if n not in self.reverted]
         measured = bool(verdict.failure) or any(f.reached is not None for f in verdict.missed)
-        if not left or not measured or len(self.steps) >= MAX_REPAIRS:
+        if not left or not measured or self._tries(SLOWER, DAMAGING, EVERYWHERE) >= MAX_REPAIRS:
             return None
         if verdict.failure or any(f.unit == "bytes" for f in verdict.missed):
             action, chosen = EVERYWHERE, left
         elif any(f.name == LATENCY for f in verdict.missed):
             action, chosen = SLOWER, self._slower(left, times)
         else:
-            action, chosen = DAMAGING, self._damaging(left, _deficit_db(verdict))
+            action, chosen = DAMAGING, self._damaging(left, deficit_db(verdict))
         reasons = _reasons(verdict)
         outcome = verdict.failure or "; ".join(reasons) or f"{LATENCY} above its limit"
         if action == DAMAGING:
@@ -79,24 +80,26 @@ class Repair:
         return reverted(self.planned, self.context, self.reverted, NAME)
 
     def _other_widths(self, verdict: Verdict) -> State | None:
-        """Return the state with another allocation of bits, None where that is no cure: bits come before float."""
-        search = self.planned.bit_search
-        if search is None or self.replan is None or verdict.failure or len(self.steps) >= MAX_REPAIRS:
+        """Return the state with other widths of weights, None where that is no cure: bits come before float."""
+        raised, lowered = self._tries(MORE_BITS), self._tries(FEWER_BITS)
+        if self.replan is None or verdict.failure or raised + lowered >= MAX_REPAIRS:
             return None
-        point = next_point(search, verdict, self.context.recipe)
-        if point is None:
+        found = other_widths(self.planned, verdict, self.context, raised)
+        if found is None:
             return None
-        more = point.loss < search.chosen.loss
-        if more and not self.damages:
-            self.damages = ranked_damage(self.planned, self.context)
-        state, changed = rewidened(self.planned, search, point)
-        self.planned = self.replan(state)
+        if found.more:
+            self.damages = self.damages or ranked_damage(self.planned, self.context)
+            if not more_bits_help(self.planned, self.context):
+                return None
+        self.planned = self.replan(found.state)
         self.damages = with_actions(self.damages, self.planned)
-        action = (
-            f"{MORE_BITS if more else FEWER_BITS} ({search.chosen.mean_bits:.2f} -> {point.mean_bits:.2f} on average)"
-        )
-        self.steps.append(RepairStep(action=action, layers=changed, outcome="; ".join(_reasons(verdict))))
+        action = f"{MORE_BITS if found.more else FEWER_BITS} {found.widths}"
+        self.steps.append(RepairStep(action=action, layers=found.changed, outcome="; ".join(_reasons(verdict))))
         return reverted(self.planned, self.context, self.reverted, NAME)
+
+    def _tries(self, *actions: str) -> int:
+        """Return how often something was tried."""
+        return sum(step.action.startswith(actions) for step in self.steps)
 
     def _slower(self, left: list[str], times: Sequence[LayerTime]) -> list[str]:
         """Return the nodes that the profile shows slower in integers; all of them at the second attempt."""
@@ -112,7 +115,7 @@ class Repair:
         """Return the stretches whose return to float closes the gap, as few and as short as trials find."""
         trial = self.context.trial
         if trial is None:
-            return left[: max(1, len(left) // 2)] if not self.steps else left
+            return left if self._tries(DAMAGING) else left[: max(1, len(left) // 2)]
 
         def level(nodes: Sequence[str]) -> float:
             return trial(reverted(self.planned, self.context, self.reverted | frozenset(nodes), NAME))
@@ -150,12 +153,6 @@ def _shortened(chosen: list[str], level: Callable[[Sequence[str]], float], goal:
 def _reasons(verdict: Verdict) -> list[str]:
     """Return what the missed floors reached, as far as it is the same in every run."""
     return [f"{f.name} is {f.reached:.4g}" for f in verdict.missed if f.reached is not None and _lasting(f.name)]
-
-
-def _deficit_db(verdict: Verdict) -> float:
-    """Return how many dB the worst SQNR floor is missed by, 0 where the missed floor is no SQNR."""
-    gaps = [f.limit - f.reached for f in verdict.missed if f.unit == "dB" and f.reached is not None]
-    return max(gaps, default=0.0)
 
 
 def _lasting(name: str) -> bool:

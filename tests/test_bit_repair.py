@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 
 from qcompiler.acceptance import FileSize, FloorCheck, agreement, cosine, expected_drop, sqnr_db
-from qcompiler.bit_repair import next_point, ranked_damage, rescaling, rewidened, with_actions
+from qcompiler.bit_repair import more_bits_help, next_point, ranked_damage, rescaling, rewidened, widened, with_actions
 from qcompiler.layers import MAX_FRONTIER, frontier_report
-from qcompiler.recipe import Floors, Recipe, bits_fields
-from qcompiler.records import Floor, Verdict
+from qcompiler.plan import Role
+from qcompiler.recipe import Floors, MatchRule, Recipe, bits_fields
+from qcompiler.records import Floor, RepairStep, Verdict
 from qcompiler.registry import make_pass
-from qcompiler.repair import FEWER_BITS, MORE_BITS, Repair
+from qcompiler.repair import DAMAGING, FEWER_BITS, MAX_REPAIRS, MORE_BITS, Repair, compute_nodes
 from qcompiler.trial import Trial
 from tests.compiling import lowered, run_passes, samples, serialized
 from tests.models import conv_net
@@ -24,7 +25,7 @@ FINISH = ("scale-weights", "calibrate{method=minmax}", "correct-bias")
 
 @pytest.fixture(scope="module")
 def decided():
-    state, where = ready(conv_net(channels=128), **bits_fields("W3A8"))
+    state, where = ready(conv_net(channels=128), **bits_fields("W2A8"))
     where = replace(where, trial=Trial(state.model, where.target, samples(state.model, 3, seed=9), where))
     return run_passes(run(state, where).state, where, *FINISH), where
 
@@ -41,6 +42,36 @@ def test_missing_decibels_ask_for_as_much_less_loss(decided):
     assert point.loss <= search.chosen.loss * 10**-1.05
     place = search.points.index(point)
     assert search.points[place - 1].loss > search.chosen.loss * 10**-1.05, "and no more bits than that"
+
+
+def test_every_further_try_asks_for_ever_less_loss(decided):
+    search = decided[0].bit_search
+    agreement = missed("share", 0.9, 0.5, "agreement of 'scores'")
+    points = [next_point(search, agreement, Recipe(), raised) for raised in range(4)]
+    for point, share in zip(points, (0.6, 0.36, 0.1296, 0.0168), strict=True):
+        assert point is search.points[-1] or point.loss <= share * search.chosen.loss
+    assert points[0].stored_bytes < points[2].stored_bytes <= points[3].stored_bytes
+
+
+def test_bits_are_not_spent_where_they_do_not_help(decided):
+    """The trial stands for a network whose activations do the damage."""
+    state, where = decided
+    assert more_bits_help(state, where)
+    assert more_bits_help(state, replace(where, trial=None)), "nothing is known without a trial"
+    deaf = replace(where, trial=lambda other: 5.0 + (len(compute_nodes(other)) < len(compute_nodes(state))) * 20.0)
+    assert not more_bits_help(state, deaf)
+    repair = Repair(deaf, state, rescaling([make_pass(n) for n in ("place", *FINISH)], deaf))
+    assert repair.propose(missed(), ()) is not None
+    assert [s.action for s in repair.steps] == [DAMAGING]
+    assert weight_bits(repair.planned) == weight_bits(state)
+
+
+def test_layers_still_go_back_to_float_when_bits_are_used_up(decided):
+    state, where = decided
+    repair = Repair(where, state, rescaling([make_pass(n) for n in ("place", *FINISH)], where))
+    repair.steps = [RepairStep(action=MORE_BITS, layers=(), outcome="")] * MAX_REPAIRS
+    assert repair.propose(missed(), ()) is not None
+    assert repair.steps[-1].action == DAMAGING
 
 
 def test_a_size_limit_is_never_given_up_for_accuracy(decided):
@@ -90,8 +121,71 @@ def test_damage_is_what_a_layer_at_eight_bits_gains(decided):
     assert found[0].cause == "rounding of the weights"
     assert all(d.bits < 8 for d in found)
     assert ranked_damage(state, replace(where, trial=None)) == []
-    assert ranked_damage(replace(state, bit_search=None), where) == []
+    assert {d.name for d in ranked_damage(replace(state, bit_search=None), where)} == {d.name for d in found}
     assert {d.action for d in with_actions(found, state, "float")} == {"float"}
+
+
+@pytest.fixture(scope="module")
+def uniform():
+    rules = (MatchRule(pattern="^pw$", num_bits=2),)
+    state, where = ready(conv_net(channels=128), rules=rules, **bits_fields("W3A8:uniform"))
+    where = replace(where, trial=Trial(state.model, where.target, samples(state.model, 3, seed=9), where))
+    return run_passes(state, where, *FINISH), where
+
+
+def weight_bits(state):
+    return {t.name: t.spec.num_bits for t in state.plan.tensors.values() if t.role is Role.WEIGHT and t.spec}
+
+
+def test_a_uniform_plan_stays_uniform_and_gets_more_bits(uniform):
+    state, where = uniform
+    assert sorted(set(weight_bits(state).values())) == [2, 3]
+    repair = Repair(where, state, rescaling([make_pass(n) for n in ("place", *FINISH)], where))
+    agreement = missed("share", 0.9, 0.5, "agreement of 'scores'")
+    first = repair.propose(agreement, ())
+    assert sorted(set(weight_bits(first).values())) == [2, 4], "one bit more, but where a rule prescribes the width"
+    assert repair.steps[0].action == f"{MORE_BITS} everywhere (3 -> 4)"
+    assert set(repair.steps[0].layers) == {n for n, b in weight_bits(first).items() if b == 4}
+    assert {d.action for d in repair.damages} >= {"3 -> 4 bits"}
+    assert serialized(lowered(first, where).model)
+    second = repair.propose(missed(limit=20.0, reached=7.0), ())
+    assert sorted(set(weight_bits(second).values())) == [2, 8], "13 dB are 3 bits, and above 6 whole bytes are taken"
+    assert not repair.reverted
+    assert repair.propose(agreement, ()) is not None
+    assert repair.reverted, "and what 8 bits do not cure goes back to float"
+
+
+def test_a_uniform_plan_is_not_widened_beyond_a_size_limit(uniform):
+    state, where = uniform
+    size = FileSize(where)
+    now = size(state)
+    for limit, possible in ((now, False), (2 * now, True)):
+        recipe = replace(where.recipe, floors=Floors(max_size_bytes=limit))
+        found = widened(state, missed(), replace(where, recipe=recipe, size=size))
+        assert (found is not None) is possible
+
+
+@pytest.mark.parametrize(("name", "unit"), [("latency ratio", "of the original"), ("file size", "bytes")])
+def test_other_misses_widen_nothing(uniform, name, unit):
+    state, where = uniform
+    assert widened(state, missed(unit, 1.0, 2.0, name), where) is None
+
+
+def test_whole_bytes_are_not_widened(uniform):
+    state, where = ready(conv_net(channels=16), **bits_fields("W8A8"))
+    assert widened(run_passes(state, where, *FINISH), missed(), where) is None
+
+
+def test_biases_that_fitted_other_codes_are_dropped(decided):
+    state, _ = decided
+    moved = [replace(t, decided_by=("fine-tune",)) for t in state.plan.tensors.values() if t.role is Role.BIAS]
+    assert len(moved) > 1
+    state = replace(state, plan=state.plan.with_tensors(*moved))
+    search = state.bit_search
+    wider, changed = rewidened(state, search, search.points[-1])
+    readers = {n.name for n in state.model.graph if any(v is not None and v.name in changed for v in n.inputs)}
+    left = {t.name.removesuffix(":bias") for t in wider.plan.tensors.values() if t.role is Role.BIAS}
+    assert left == {t.name.removesuffix(":bias") for t in moved} - readers
 
 
 def test_unchanged_widths_keep_their_codes(decided):

@@ -9,7 +9,7 @@ import pytest
 
 from qcompiler.floors import LATENCY
 from qcompiler.plan import Precision, Role
-from qcompiler.records import Floor, LayerTime, Verdict
+from qcompiler.records import Floor, LayerTime, RepairStep, Verdict
 from qcompiler.repair import (
     DAMAGING,
     EVERYWHERE,
@@ -168,7 +168,7 @@ def test_without_trials_it_halves(decided):
 def test_repairs_are_bounded(decided):
     state, where = decided
     repair = Repair(where, state)
-    repair.steps = [None] * MAX_REPAIRS
+    repair.steps = [RepairStep(action=DAMAGING, layers=(), outcome="")] * MAX_REPAIRS
     assert repair.propose(verdict(floor()), ()) is None
 
 

@@ -86,6 +86,7 @@ _OPTIONS = (
     ),
     _how(
         "--fine-tune",
+        type=float,
         metavar="MINUTES",
         help="Train weights, scales and biases on their grids for so long, by distillation from the original; "
         "samples need no labels. For weights below 5 bits; needs PyTorch.",

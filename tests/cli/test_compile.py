@@ -24,7 +24,10 @@ def test_plain_line_is_the_default_recipe(run, fake_compiler):
         (["-O0"], {"effort": 0}),
         (["-O3", "--max-time", "90s"], {"effort": 3, "max_time_s": 90.0}),
         (["--max-time", "1h30min", "--max-memory", "4GB"], {"max_time_s": 5400.0, "max_memory_bytes": 4 * 10**9}),
-        (["--bits", "w4a16"], {"weight_bits": 4, "activation_bits": 16}),
+        (["--bits", "w4a16"], {"weight_bits": 4, "activation_bits": 16, "allocation": "mixed"}),
+        (["--bits", "W3A8:uniform"], {"weight_bits": 3, "allocation": "uniform"}),
+        (["--bits", "auto"], {"allocation": "auto"}),
+        (["--fine-tune", "1.5"], {"fine_tune_minutes": 1.5}),
         (["-O", "1", "--seed", "3", "--threads", "2"], {"effort": 1, "seed": 3, "threads": 2}),
         (
             ["--calibration-samples", "5", "--verify-samples", "6"],
