@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from benchmarks.answers import bootstrap_interval, losses_by_row
+from benchmarks.answers import Change, bootstrap_interval, losses_by_row
 from benchmarks.low_bits import (
     AGREEMENT_TARGETS,
     LEVEL_TARGETS,
@@ -18,6 +18,7 @@ from benchmarks.low_bits import (
     Setting,
 )
 from benchmarks.models import BenchmarkModel
+from benchmarks.readers import Array
 from benchmarks.scoring import LatencyRatio
 from benchmarks.tables import decibels, latency, markdown_table, wrapped
 
@@ -108,7 +109,7 @@ def _answer_cells(runs: Sequence[Run]) -> list[str]:
     changes = [run.change for run in runs if run.change is not None]
     low, high = bootstrap_interval(losses_by_row(changes))
     worst = max(change.points for change in changes)
-    lost, gained = (np.mean([np.sum(values) for values in kind]) for kind in zip(*_flags(changes), strict=True))
+    lost, gained = (np.mean([rows.sum() for rows in kind]) for kind in zip(*_flags(changes), strict=True))
     return [
         f"{mean_of(runs, _points):+.2f}",
         f"{low:+.2f} to {high:+.2f}",
@@ -119,8 +120,8 @@ def _answer_cells(runs: Sequence[Run]) -> list[str]:
     ]
 
 
-def _flags(changes: Sequence[object]) -> list[tuple[object, object]]:
-    return [(change.lost, change.gained) for change in changes]  # type: ignore[attr-defined]
+def _flags(changes: Sequence[Change]) -> list[tuple[Array, Array]]:
+    return [(change.lost, change.gained) for change in changes]
 
 
 def _levels(runs: Sequence[Run]) -> str:
@@ -175,20 +176,26 @@ def _reach_cell(model: str, setting: Setting, runs: Sequence[Run]) -> str:
     return f"{value} ({inside})" if inside else value
 
 
+_SIZE_HEADER = (
+    "model",
+    "weights",
+    "compiled with",
+    "file",
+    "below 8 bits",
+    "in 8 bits",
+    "scales",
+    "biases",
+    "graph, other",
+    "exactly ceil",
+    "unpacking a tensor",
+    "load / float",
+    "peak of loading",
+    "/ float",
+)
+
+
 def size_section(runs: Sequence[Run], models: Sequence[BenchmarkModel]) -> str:
     """Return what the files hold, what unpacking costs in bytes, and what loading costs."""
-    header = (
-        "model",
-        "weights",
-        "compiled with",
-        "file",
-        "below 8 bits",
-        "in 8 bits",
-        "scales",
-        "biases",
-        "graph, other",
-    )
-    header += ("exactly ceil", "unpacking a tensor", "load / float", "peak of loading", "/ float")
     rows = []
     for model in models:
         for setting, found in cells(runs, model.name).items():
@@ -201,7 +208,7 @@ def size_section(runs: Sequence[Run], models: Sequence[BenchmarkModel]) -> str:
         "them, divided by the packed tensors. Loading: the fastest of a few in processes of their own, and the memory "
         "that it takes at its peak."
     )
-    return f"## Sizes and loading\n\n{wrapped(about)}\n\n{markdown_table(header, rows)}"
+    return f"## Sizes and loading\n\n{wrapped(about)}\n\n{markdown_table(_SIZE_HEADER, rows)}"
 
 
 def _size_cells(run: Run) -> list[str]:

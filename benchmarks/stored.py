@@ -16,7 +16,7 @@ import onnx
 
 MULTIPLIED = frozenset({"Conv", "Gemm", "MatMul"})
 
-_BITS = {
+_BITS: dict[int, int] = {
     onnx.TensorProto.FLOAT: 32,
     onnx.TensorProto.FLOAT16: 16,
     onnx.TensorProto.INT8: 8,
@@ -173,4 +173,5 @@ def _largest(parts: Mapping[str, int], constants: Mapping[str, onnx.TensorProto]
 
 
 def _stored_bytes(tensor: onnx.TensorProto) -> int:
-    return -(-math.prod(tensor.dims) * _BITS[tensor.data_type] // 8)
+    bits = int(math.prod(tensor.dims)) * _BITS[tensor.data_type]
+    return -(-bits // 8)
