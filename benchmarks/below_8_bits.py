@@ -307,11 +307,17 @@ def report(keep: Path, command: str) -> str:
 
 
 def commands(runs: Sequence[Run]) -> str:
-    """Return the options that each setting was compiled with, for the first model and seed that had it."""
-    first = {run.setting: f"{run.model}, seed {run.seed}" for run in reversed(runs)}
-    texts = {run.setting: run.command for run in reversed(runs)}
-    lines = [f"- W{s.width}A8 `{s.label}` ({first[s]}):\n  `qcompile MODEL --data ROWS.npz {texts[s]}`" for s in first]
-    return "\n".join(sorted(line for line, s in zip(lines, first, strict=True) if s.kind != RIVAL)) + "\n"
+    """Return the command of each setting, as it was for the first model and seed that had it."""
+    first: dict[Setting, Run] = {}
+    for run in runs:
+        if run.setting.kind != RIVAL:
+            first.setdefault(run.setting, run)
+    lines = []
+    for setting in sorted(first, reverse=True):
+        run = first[setting]
+        lines.append(f"# W{setting.width}A8 {setting.label} ({run.model}, seed {run.seed})")
+        lines.append(f"$ qcompile MODEL --data ROWS.npz {run.command}")
+    return "\n".join(["```", *lines, "```\n"])
 
 
 def main(argv: Sequence[str] | None = None) -> None:

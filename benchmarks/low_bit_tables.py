@@ -13,7 +13,9 @@ from benchmarks.low_bits import (
     MIXED,
     RIVAL,
     SIZE_TARGETS,
+    SOLVERS,
     TARGETS,
+    UNIFORM,
     Run,
     Setting,
 )
@@ -42,11 +44,13 @@ def is_met(model: str, setting: Setting, runs: Sequence[Run]) -> bool | None:
 
     A cell whose weights take more bits than its width meets nothing, nor does one with a failed seed.
     """
+    if setting.kind not in (MIXED, UNIFORM):
+        return None
     points = TARGETS.get(model, {}).get(setting.width)
     first = setting.width == 4
     level, size = (known.get(model) if first else None for known in (LEVEL_TARGETS, SIZE_TARGETS))
     agreement = AGREEMENT_TARGETS.get(model) if first else None
-    if (points is None and level is None) or setting.kind == RIVAL:
+    if points is None and level is None:
         return None
     if not runs or not all(run.scored and run.within for run in runs):
         return False
@@ -141,7 +145,7 @@ def _verdict_cells(model: str, setting: Setting, runs: Sequence[Run]) -> list[st
     if setting.width == 4 and model in SIZE_TARGETS:
         asked.append(f"<= {SIZE_TARGETS[model] / 1e6:g} MB")
     met = is_met(model, setting, runs)
-    return [", ".join(asked) or "-", "-" if met is None else "yes" if met else "no"]
+    return ["-", "-"] if met is None else [", ".join(asked), "yes" if met else "no"]
 
 
 def reach_section(runs: Sequence[Run], models: Sequence[BenchmarkModel]) -> str:
@@ -267,7 +271,7 @@ def _widths(run: Run) -> str:
 
 def alone_section(runs: Sequence[Run], models: Sequence[BenchmarkModel]) -> str:
     """Return the contest's result against every solver alone, on the rows of one seed; "" if that was not run."""
-    kinds = sorted({r.setting.kind for r in runs if r.setting.kind not in (MIXED, "uniform", "nearest", RIVAL)})
+    kinds = [kind for kind in SOLVERS if any(run.setting.kind == kind for run in runs)]
     rows = []
     for model in models:
         found = cells(runs, model.name)
