@@ -46,6 +46,19 @@ def compile_for_board(board: str, model: Path, calibration: Path, folder: Path, 
     return _compiled(f"qcompile -O{effort}", words, folder / f"{board}-O{effort}")
 
 
+def run_with_words(name: str, model: Path, calibration: Path, words: list[str], output: Path) -> ToolRun:
+    """Compile a model with given options; what the compiler's gate refuses counts as in ``run_qcompile``.
+
+    Args:
+        name: of the run, for the tables.
+        model: the float model.
+        calibration: .npz of arrays by input name, samples first.
+        words: options of the command line.
+        output: the folder to write.
+    """
+    return _compiled(name, [str(model), "--data", str(calibration), *words], output)
+
+
 def _compiled(name: str, words: list[str], output: Path) -> ToolRun:
     """Return the run of the command line on some words."""
     command = [sys.executable, "-m", "qcompiler", *words, "-o", str(output), "--force"]

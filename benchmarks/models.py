@@ -7,7 +7,7 @@ rest is read below the folder that ``--data`` names and is skipped where that fo
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from benchmarks import generated, readers
@@ -84,15 +84,19 @@ def _mobilenet(root: Path) -> Samples:
     return _imagenet(root, readers.unit_pixels)
 
 
-def _cifar10(root: Path, prepare: Callable[[Array], Array]) -> Samples:
+def _cifar10(root: Path, prepare: Callable[[Array], Array], rows: range = _CALIBRATION) -> Samples:
     calibration, _ = readers.cifar10(root / "cifar10" / "calib_512.npz")
     scoring, labels = readers.cifar10(root / "cifar10" / "test_2000.npz")
-    chosen = calibration[_CALIBRATION.start : _CALIBRATION.stop]
+    chosen = calibration[rows.start : rows.stop]
     return Samples({"input": prepare(chosen)}, {"input": prepare(scoring)}, labels)
 
 
-def _resnet20(root: Path) -> Samples:
-    return _cifar10(root, lambda pixels: readers.channels_first(readers.torch_pixels(pixels)))
+def _resnet20(root: Path, rows: range = _CALIBRATION) -> Samples:
+    return _cifar10(root, lambda pixels: readers.channels_first(readers.torch_pixels(pixels)), rows)
+
+
+def _resnet20_all(root: Path) -> Samples:
+    return _resnet20(root, range(512))
 
 
 def _resnet8(root: Path) -> Samples:
@@ -240,3 +244,9 @@ HALF_RESNET8 = BenchmarkModel(
     _CIFAR_ROWS,
     "mlcommons/tiny, all weights float16; Apache-2.0",
 )
+
+
+def all_of_resnet20() -> BenchmarkModel:
+    """Return ResNet-20 with every calibration row that there is: below 8 bits more of them help."""
+    plain = next(model for model in CNN_MODELS if model.name == "cifar10_resnet20")
+    return replace(plain, samples=_resnet20_all, rows="CIFAR-10: calibrate calib_512, all; score test_2000, all")

@@ -28,9 +28,11 @@ if TYPE_CHECKING:
 
 STATIC_METHODS = ("minmax", "percentile", "entropy")
 DYNAMIC = "dynamic"
+INT4 = "int4"
 
 _CONVERT_BELOW = 13
 _CONVERT_TO = 17
+_INT4_OPSET = 21
 _NO_BIAS_ADJUSTMENT = "QDQDisableWeightAdjustForInt32Bias"
 _MEMORY_LIMIT_BYTES = 18 * 2**30
 
@@ -39,7 +41,8 @@ def run_rival(method: str, model: Path, calibration: Path, folder: Path) -> Tool
     """Quantize a model with one contender in a fresh process.
 
     Args:
-        method: one of ``STATIC_METHODS``, or ``DYNAMIC``, which reads no samples.
+        method: one of ``STATIC_METHODS``; ``INT4``, min-max with weights of 4 bits; or ``DYNAMIC``, which reads no
+            samples.
         model: the float model.
         calibration: .npz of arrays by input name, samples first.
         folder: where to write; the file is named after the method.
@@ -64,7 +67,9 @@ def _quantize(method: str, model: Path, calibration: Path, output: Path) -> None
 
     notes: list[str] = []
     with tempfile.TemporaryDirectory(prefix="rival-") as scratch:
-        prepared = _prepare(onnx.load(model), Path(scratch), notes)
+        least, to = (_INT4_OPSET, _INT4_OPSET) if method == INT4 else (_CONVERT_BELOW, _CONVERT_TO)
+        loaded = _converted(onnx.load(model), least, to, notes)
+        prepared = _prepare(loaded, Path(scratch), notes)
         if method == DYNAMIC:
             quantize_dynamic(prepared, output, per_channel=True, weight_type=QuantType.QInt8)
         else:
@@ -72,15 +77,20 @@ def _quantize(method: str, model: Path, calibration: Path, output: Path) -> None
     output.with_suffix(".json").write_text(json.dumps(notes), encoding="utf-8")
 
 
-def _prepare(model: onnx.ModelProto, scratch: Path, notes: list[str]) -> Path:
-    import onnx
+def _converted(model: onnx.ModelProto, least: int, to: int, notes: list[str]) -> onnx.ModelProto:
     from onnx import version_converter
-    from onnxruntime.quantization.shape_inference import quant_pre_process
 
     opset = next(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
-    if opset < _CONVERT_BELOW:
-        model = version_converter.convert_version(model, _CONVERT_TO)
-        notes.append(f"opset {opset} converted to {_CONVERT_TO}")
+    if opset >= least:
+        return model
+    notes.append(f"opset {opset} converted to {to}")
+    return version_converter.convert_version(model, to)
+
+
+def _prepare(model: onnx.ModelProto, scratch: Path, notes: list[str]) -> Path:
+    import onnx
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
     float_path, prepared = scratch / "float.onnx", scratch / "prepared.onnx"
     onnx.save(model, float_path)
     try:
@@ -99,6 +109,7 @@ def _quantize_static(method: str, prepared: Path, calibration: Path, output: Pat
         "minmax": CalibrationMethod.MinMax,
         "percentile": CalibrationMethod.Percentile,
         "entropy": CalibrationMethod.Entropy,
+        INT4: CalibrationMethod.MinMax,
     }
     quantize: Callable[..., None] = partial(
         quantize_static,
@@ -107,7 +118,7 @@ def _quantize_static(method: str, prepared: Path, calibration: Path, output: Pat
         quant_format=QuantFormat.QDQ,
         per_channel=True,
         activation_type=QuantType.QUInt8,
-        weight_type=QuantType.QInt8,
+        weight_type=QuantType.QInt4 if method == INT4 else QuantType.QInt8,
         calibrate_method=methods[method],
     )
     try:
@@ -136,7 +147,7 @@ def _reader(calibration: Path) -> Any:  # noqa: ANN401 - onnxruntime has no type
 
 def _main() -> None:
     parser = argparse.ArgumentParser(description="Quantize one model with onnxruntime.quantization.")
-    parser.add_argument("method", choices=(*STATIC_METHODS, DYNAMIC))
+    parser.add_argument("method", choices=(*STATIC_METHODS, INT4, DYNAMIC))
     parser.add_argument("model", type=Path)
     parser.add_argument("calibration", type=Path)
     parser.add_argument("output", type=Path)

@@ -28,6 +28,9 @@ LONGEST_INDEX = 14
 OVERHEAD_BYTES = 320
 """What unpacking one tensor costs in the file: up to seven nodes with their names, and a shape."""
 
+STATED = ("mixed", "uniform")
+"""Allocations in which the user states the bits a weight may take: kept to even where unpacking costs more bytes."""
+
 
 @dataclass(frozen=True, slots=True)
 class PackBits:
@@ -50,6 +53,7 @@ class PackBits:
         model = clone(state.model)
         writer = _Writer(model.graph, value_names(model))
         known = model.opset_imports.get("", 0) >= MIN_OPSET
+        asked = context.recipe.allocation in STATED
         packed, saved, skipped = 0, 0, []
         for graph in model.graphs():
             for value in tuple(graph.initializers.values()):
@@ -58,7 +62,7 @@ class PackBits:
                 if entry is None or entry.spec is None or tensor is None or entry.spec.num_bits >= BYTE_BITS:
                     continue
                 gain = int(tensor.size) - packed_bytes(int(tensor.size), entry.spec.num_bits)
-                if not known or gain <= OVERHEAD_BYTES:
+                if not known or not (asked or gain > OVERHEAD_BYTES):
                     why = "unpacking takes more bytes than it saves" if known else f"needs opset {MIN_OPSET} or newer"
                     skipped.append(Skip(entry.name, f"stored in whole bytes: {why}"))
                     continue

@@ -199,20 +199,36 @@ def test_the_stream_holds_the_numbers_of_the_planned_levels():
     assert np.array_equal(entry.levels[numbers].reshape(weight.shape), codes)
 
 
-def test_small_weights_stay_in_whole_bytes():
+def small_weight(allocation):
     weight = sixteenths(8, 8, 1, 1)
     proto = build(
         [make("Conv", ["x", "w"], ["y"], name="conv")], [("x", FLOAT, [1, 8, 4, 4])], [("y", FLOAT, [1, 8, 4, 4])],
         {"w": weight},
     )  # fmt: skip
     state, where = planned(proto, bits="W4A8")
-    before = run_passes(state, where, "insert-qdq")
+    where = replace(where, recipe=replace(where.recipe, allocation=allocation))
+    return run_passes(state, where, "insert-qdq"), where
+
+
+@pytest.mark.parametrize("allocation", ["auto", "limits"])
+def test_small_weights_stay_in_whole_bytes_where_the_file_is_to_be_small(allocation):
+    before, where = small_weight(allocation)
     result = make_pass("pack-bits").run(before, where)
     assert not result.report.changed
     assert result.state.model is before.model
     assert [(s.tensor, s.reason) for s in result.report.skipped] == [
         ("w", "stored in whole bytes: unpacking takes more bytes than it saves")
     ]
+
+
+@pytest.mark.parametrize("allocation", ["mixed", "uniform"])
+def test_small_weights_take_the_bits_that_were_stated(allocation):
+    before, where = small_weight(allocation)
+    result = make_pass("pack-bits").run(before, where)
+    assert not result.report.skipped
+    sizes = [v.const_value.nbytes for v in result.state.model.graph.initializers.values()]
+    assert packed_bytes(64, 4) in sizes
+    assert 64 not in sizes
 
 
 def test_old_operators_cannot_unpack():
