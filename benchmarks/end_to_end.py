@@ -29,7 +29,7 @@ _INTRODUCTION = """# Benchmarks
 
 Written by `benchmarks/end_to_end.py`; do not edit. Every tool ran in a fresh process on the same calibration
 samples; wall seconds include its imports, and peak MB is the resident set of its largest process. Where PyTorch
-is installed, `onnxruntime.quantization` imports it, which costs it about a second and 200 MB. All files were
+is installed, `quant_pre_process` imports it, which costs about a second and 200 MB. All files were
 scored in one process by ONNX Runtime on samples that no tool had seen.
 
 - SQNR: signal-to-noise ratio of the output against the float original, in dB, over all scoring samples.
