@@ -311,6 +311,7 @@ class _Compilation:
             passes=reports,
             verdict=verdict,
             order=tuple(n.name or "" for n in state.model.graph),
+            mean_bits=state.bit_search.chosen.mean_bits if state.bit_search is not None else None,
         )
         return CompileReport(
             versions=versions(),

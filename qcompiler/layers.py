@@ -75,6 +75,8 @@ def _layer(
         clip=entry.clip if entry is not None else None,
         observed=(statistics.low, statistics.high) if statistics is not None else None,
         cause=_cause(node, value, state, levels),
+        weight_bits=weight.spec.num_bits if weight is not None and weight.spec is not None else None,
+        weight_reason=weight.reason if weight is not None else "",
     )
 
 

@@ -176,6 +176,8 @@ class Recipe:
                 raise UsageError(f"{name} is {value}; it must be more than 0")
         if not 0 <= self.fine_tune_minutes < math.inf:
             raise UsageError(f"fine_tune is {self.fine_tune_minutes}; it is a number of minutes")
+        if self.fine_tune_minutes and not self.effort:
+            raise UsageError("fine-tuning is a search, and -O0 rules searches out; ask for -O1 or more")
         if self.weight_bits not in WEIGHT_BITS or self.activation_bits not in ACTIVATION_BITS:
             raise UsageError(f"no such widths: W{self.weight_bits}A{self.activation_bits}; {_BITS_FORM}")
         for name in ("threads", "calibration_samples", "verify_samples"):

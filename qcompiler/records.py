@@ -162,9 +162,8 @@ class LayerReport:
 
     Attributes:
         sqnr_db: quality of this node's output in the compiled model against the original, in dB.
-        added_db: noise this layer adds, as the SQNR it would leave if it alone were quantized; where measured.
-        cause: the main reason for the error ("range outlier", "saturation", ...), or "".
-        bytes_before / bytes_after: of this node's constants.
+        cause: the main reason for the error, or "". bytes_before / bytes_after: of this node's constants.
+        weight_bits / weight_reason: width of its stored weights (None without any), and how their codes were found.
     """
 
     name: str
@@ -181,6 +180,8 @@ class LayerReport:
     clip: tuple[float, float] | None = None
     observed: tuple[float, float] | None = None
     cause: str = ""
+    weight_bits: int | None = None
+    weight_reason: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -391,8 +392,7 @@ class CompileReport:
     """The quantization card: field name -> answer, in the order of the card."""
     layer_times: tuple[LayerTime, ...] = ()
     stage_seconds: Mapping[str, float] = field(default_factory=dict)
-    frontier: Frontier | None = None
-    """None where no widths were chosen."""
+    frontier: Frontier | None = None  # none where no widths were chosen
     damages: tuple[LayerDamage, ...] = ()
     """Layers that did most damage when an accuracy floor was missed below 8 bits, worst first."""
     machine: str = ""

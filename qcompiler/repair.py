@@ -152,7 +152,8 @@ def _shortened(chosen: list[str], level: Callable[[Sequence[str]], float], goal:
 
 def _reasons(verdict: Verdict) -> list[str]:
     """Return what the missed floors reached, as far as it is the same in every run."""
-    return [f"{f.name} is {f.reached:.4g}" for f in verdict.missed if f.reached is not None and _lasting(f.name)]
+    found = [(f, f.reached) for f in verdict.missed if f.reached is not None and _lasting(f.name)]
+    return [f"{f.name} is {n:,.0f} bytes" if f.unit == "bytes" else f"{f.name} is {n:.4g}" for f, n in found]
 
 
 def _lasting(name: str) -> bool:

@@ -58,13 +58,12 @@ def prepare_samples(model: ir.Model, recipe: Recipe) -> Samples:
 
     Raises:
         DataError: they do not fit the model, or there are too few.
-        UsageError: labels without data.
+        UsageError: labels or fine-tuning without data.
     """
     check_outputs(model)
     specs = input_specs(model)
     if recipe.data is None:
-        if recipe.labels is not None:
-            raise UsageError("labels without data: give --data too, or leave --labels out")
+        _refuse_without_data(recipe)
         made = synthetic_inputs(specs, SYNTHETIC_SAMPLES, recipe.seed)
         probe = Subset(made, (0, 1))
         return Samples(calibration=None, acceptance=None, verification=made, probe=probe, labels=None, facts=None)
@@ -98,6 +97,13 @@ def prepare_samples(model: ir.Model, recipe: Recipe) -> Samples:
         labels=None if labels is None else labels[list(parts.verification)].reshape(-1),
         facts=facts,
     )
+
+
+def _refuse_without_data(recipe: Recipe) -> None:
+    if recipe.labels is not None:
+        raise UsageError("labels without data: give --data too, or leave --labels out")
+    if recipe.fine_tune_minutes:
+        raise UsageError("fine-tuning without data: give --data too, or leave --fine-tune out")
 
 
 def _labels_name(recipe: Recipe) -> str:

@@ -43,7 +43,7 @@ class Sensitivities:
     Attributes:
         items: one a weight, in graph order.
         unit: what the loss is.
-        trials: runs that were measured; 0 where there is no data, and layers are compared by their own error.
+        trials: runs that were measured; 0 without data or search, and layers are compared by their own error.
         samples: of each run.
         correlation: Spearman's rank correlation of predicted with measured loss over ``checked`` other runs.
     """
@@ -72,7 +72,7 @@ def sensitivities(
         errors.append(_errors(state, layer, own))
         context.progress("rounding layers", number + 1, len(layers))
     if context.calibration is None or not layers:
-        unit = "sum over the layers of their outputs' relative error (there is no data)"
+        unit = "sum over the layers of their outputs' relative error (nothing was measured)"
         return Sensitivities(items=_items(layers, widths, errors, np.ones(len(layers))), unit=unit)
     few = _few(context.calibration, state.model, len(layers))
     classes = class_outputs(state.model, None)

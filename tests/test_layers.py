@@ -53,6 +53,9 @@ def test_a_layer_says_what_was_decided_and_by_whom(state):
     assert conv.clip == state.plan.tensors["a1"].clip
     assert conv.observed == (state.statistics["a1"].low, state.statistics["a1"].high)
     assert conv.weight_db == state.plan.tensors["conv1.w"].error_db
+    assert conv.weight_bits == 8
+    assert conv.weight_reason == state.plan.tensors["conv1.w"].reason
+    assert found["pool"].weight_bits is None
     assert found["pw"].runs_integer is False
     assert found["pool"].runs_integer is None
     assert reports(state)["conv1"].runs_integer is None

@@ -141,6 +141,7 @@ def test_callable_data_is_not_taken_for_a_path(tmp_path):
         ("fine_tune = -1", "a number of minutes"),
         ("fine_tune = nan", "must be a number"),
         ("fine_tune = inf", "a number of minutes"),
+        ("fine_tune = 1\neffort = 0", "-O0 rules searches out"),
         ("[floors]\nmin_sqnr = nan", "it must be a number"),
         ("[image]\nlayout = 'CHW'", "image.layout is 'CHW'"),
         ("[image]\nsize = [0, 5]", r"it must be \[height, width\]"),

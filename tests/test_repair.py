@@ -92,8 +92,9 @@ def test_a_failure_takes_everything_back(decided):
 def test_a_file_that_is_too_large_takes_everything_back(decided):
     state, where = decided
     repair = Repair(where, state)
-    repair.propose(verdict(floor("file size", 10, 20, "bytes")), ())
+    repair.propose(verdict(floor("file size", 10_000, 24_737, "bytes")), ())
     assert repair.steps[0].action == EVERYWHERE
+    assert repair.steps[0].outcome == "file size is 24,737 bytes"
 
 
 def times(**slower: bool) -> list[LayerTime]:

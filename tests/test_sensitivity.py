@@ -60,7 +60,7 @@ def test_without_data_layers_are_compared_by_their_own_error():
     found = sensitivities(state, layers, [WIDTHS] * len(layers), replace(where, calibration=None))
     assert found.trials == 0
     assert found.correlation is None
-    assert "no data" in found.unit
+    assert "nothing was measured" in found.unit
     assert all(0 < item.loss_at(3) < 0.2 for item in found.items)
 
 

@@ -70,6 +70,7 @@ class CardInputs:
         verdict: what the gate found.
         order: node names in graph order; empty where the plan's nodes are in that order already
             (a plan that was read from a folder is sorted by name).
+        mean_bits: mean width of the weights whose width was chosen; None where none was.
     """
 
     recipe: Recipe
@@ -80,11 +81,13 @@ class CardInputs:
     passes: Sequence[PassReport]
     verdict: Verdict
     order: tuple[str, ...] = ()
+    mean_bits: float | None = None
 
 
 def quantization_card(inputs: CardInputs) -> dict[str, str]:
     """Return the card: field name -> answer, in the order of the card; no answer is ever empty."""
-    facts = PlanFacts(_in_graph_order(inputs.plan, inputs.order), tuple(inputs.passes), inputs.recipe)
+    plan = _in_graph_order(inputs.plan, inputs.order)
+    facts = PlanFacts(plan, tuple(inputs.passes), inputs.recipe, inputs.mean_bits)
     answers: tuple[str, ...] = (
         facts.weight_bits(),
         facts.weight_granularity(),

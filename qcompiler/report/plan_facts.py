@@ -15,6 +15,8 @@ from qcompiler.report.words import count, printable
 COMPUTE_OPS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul", "Einsum", "LSTM", "GRU", "RNN", "Attention"})
 """Operators that multiply by a matrix; the rest are "operators beside matrix products" on the card."""
 RECTIFIERS = frozenset({"Relu", "Clip", "LeakyRelu", "PRelu", "HardSwish", "HardSigmoid"})
+CHOOSERS = ("allocate-bits", "repair")
+"""Who chooses widths where the recipe leaves them open."""
 NO_WEIGHTS = "Does not apply: no weight is stored in integers."
 NO_ACTIVATIONS = "Does not apply: no activation has a fixed integer range"
 _HOW = {
@@ -45,11 +47,13 @@ class PlanFacts:
         plan: the decisions; its nodes are in graph order.
         passes: what ran, in order.
         recipe: what was asked.
+        mean_bits: mean width of the weights whose width was chosen, by stored bytes; None where none was.
     """
 
     plan: CompressionPlan
     passes: Sequence[PassReport]
     recipe: Recipe
+    mean_bits: float | None = None
 
     def weight_bits(self) -> str:
         """Return the widths of the stored weights."""
@@ -104,7 +108,11 @@ class PlanFacts:
         widths = sorted({s.num_bits for s in specs})
         if len(widths) == 1:
             return f"Per tensor, {rules}; every one got {widths[0]} bits, so an average needs no weighting."
-        return f"Per tensor, {rules}; widths {', '.join(map(str, widths))}; no average is stated."
+        every = f"Per tensor, {rules}; widths {', '.join(map(str, widths))}"
+        if self.mean_bits is None:
+            return f"{every}; no average is stated."
+        by = " and ".join(n for n in CHOOSERS if any(n in t.decided_by for t in self._weights))
+        return f"{every}, chosen by {by}; {self.mean_bits:.2f} bits on average, weighted by the numbers in each tensor."
 
     def activation_bits(self) -> str:
         """Return the widths of the quantized activations."""

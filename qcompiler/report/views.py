@@ -61,6 +61,7 @@ def _layer_facts(report: CompileReport, layer: LayerReport) -> dict[str, str]:
         "decided by": ", ".join(layer.decided_by) or "nobody",
         "SQNR": words.figure(layer.sqnr_db, "dB"),
         "cause": layer.cause or "-",
+        "weights": _weights(layer),
         "weight SQNR": words.figure(layer.weight_db, "dB"),
         "clip": words.span(layer.clip),
         "observed": words.span(layer.observed),
@@ -97,3 +98,11 @@ def _unknown(kind: str, name: str, known: Iterable[str]) -> UsageError:
     hint = "closest" if close else "it has"
     listed = f"; {hint}: {shown}" if shown else ""
     return UsageError(f"the report has no {kind} {words.printable(name)!r}{listed}")
+
+
+def _weights(layer: LayerReport) -> str:
+    """Return the width of a layer's weights and how their codes were found."""
+    if layer.weight_bits is None:
+        return "-"
+    bits = words.count(layer.weight_bits, "bit")
+    return f"{bits}: {layer.weight_reason}" if layer.weight_reason else bits

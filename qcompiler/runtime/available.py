@@ -71,10 +71,12 @@ def check_target(target: Target, recipe: Recipe) -> None:
 
     Raises:
         UsageError: nothing can be run for the target, or it does not take these widths.
-        RuntimeUnavailable: the runtime is not installed.
+        RuntimeUnavailable: the runtime is not installed, or what fine-tuning needs is not.
     """
     runtime_of(target)
     check_bits(target, recipe)
+    if recipe.fine_tune_minutes and importlib.util.find_spec("torch") is None:
+        raise RuntimeUnavailable('--fine-tune needs PyTorch: pip install "qcompiler[torch]"')
 
 
 def check_shapes(target: Target, model: ir.Model) -> None:

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -45,6 +46,15 @@ def test_inspect_one_layer_or_pass(run, result, builder):
     missing = run("inspect", result, "--layer", layer + "x")
     assert missing.code == 2
     assert layer in missing.err
+
+
+def test_inspect_a_layer_says_how_its_weights_are_stored(run, builder, tmp_path):
+    report = builder.make_report()
+    first, second = report.layers[:2]
+    packed = replace(first, weight_bits=4, weight_reason="descent on even levels")
+    write_report(replace(report, layers=(packed, second)), tmp_path)
+    assert "4 bits: descent on even levels" in run("inspect", tmp_path, "--layer", first.name).out
+    assert "bits:" not in run("inspect", tmp_path, "--layer", second.name).out
 
 
 def test_inspect_json_is_the_report(run, result):

@@ -211,3 +211,14 @@ def test_levels_of_few_bits_are_counted_and_their_ends_named():
 def test_the_card_says_what_the_bytes_are():
     card = dict(make_report().card)
     assert any("The model's bytes: weights below 8 bits 1.15 MB, graph 100 kB" in text for text in card.values())
+
+
+def test_a_chosen_average_is_stated_with_who_chose_it():
+    weights = [
+        TensorPlan(name=name, role=Role.WEIGHT, spec=QuantSpec(num_bits=bits), decided_by=("place", "allocate-bits"))
+        for name, bits in (("a", 3), ("b", 5))
+    ]
+    plan = CompressionPlan().with_tensors(*weights)
+    chosen = PlanFacts(plan, (), Recipe(), mean_bits=3.984).bit_assignment()
+    assert "widths 3, 5, chosen by allocate-bits; 3.98 bits on average" in chosen
+    assert "no average is stated" in PlanFacts(plan, (), Recipe()).bit_assignment()

@@ -250,3 +250,13 @@ def test_what_the_bytes_are_and_what_loading_takes():
     assert "24.0 -> 79.2 ms (3.30x)" in text
     assert "Load memory : 35.2 MB" in text or "Load memory: 35.2 MB" in text
     assert "#storage" in {a.get("href") for a in Page(html.render_html(make_report())).all("a")}
+
+
+def test_the_width_of_weights_is_a_column_where_some_are_below_a_byte():
+    report = make_report()
+    wide = tuple(dataclasses.replace(layer, weight_bits=8) for layer in report.layers)
+    narrow = (dataclasses.replace(report.layers[0], weight_bits=3), *wide[1:])
+    pages = [html.render_html(dataclasses.replace(report, layers=layers)) for layers in (wide, narrow)]
+    tables = [page.partition('id="layers-table"')[2].partition("</table>")[0] for page in pages]
+    assert ["Bits" in table for table in tables] == [False, True]
+    assert ">3<" in tables[1]

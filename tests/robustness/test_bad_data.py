@@ -100,6 +100,10 @@ def test_labels_without_data(command: Command, model: Path, tmp_path: Path) -> N
     command(model, "--labels", tmp_path / "labels.npy").refused(2, "labels without data", "give --data too")
 
 
+def test_fine_tuning_without_data(command: Command, model: Path) -> None:
+    command(model, "--fine-tune", "1").refused(2, "fine-tuning without data", "give --data too")
+
+
 @pytest.mark.parametrize("value", [0.0, 1.0, -3.0e30, 1e-40])
 def test_constant_activations(command: Command, model: Path, tmp_path: Path, value: float) -> None:
     """Every sample alike: the grids are degenerate, the result is verified all the same, and the report says so."""

@@ -81,6 +81,16 @@ def test_a_missing_runtime_is_told_before_any_work(monkeypatch, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_fine_tuning_without_pytorch_is_told_before_any_work(monkeypatch):
+    from qcompiler.recipe import Recipe
+
+    found = available.importlib.util.find_spec
+    monkeypatch.setattr(available.importlib.util, "find_spec", lambda m: None if m == "torch" else found(m))
+    available.check_target(load_target("x86"), Recipe())
+    with pytest.raises(RuntimeUnavailable, match=r'^--fine-tune needs PyTorch: pip install "qcompiler\[torch\]"$'):
+        available.check_target(load_target("x86"), Recipe(fine_tune_minutes=1.0))
+
+
 @pytest.mark.parametrize("name", sorted(TABLES))
 def test_nothing_is_compiled_for_a_table(name, tmp_path):
     from qcompiler.compiler import compile_model
