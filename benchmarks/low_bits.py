@@ -163,18 +163,20 @@ def budget_words(rows: int) -> list[str]:
     return ["--calibration-samples", str(rows - verify), "--verify-samples", str(verify)]
 
 
-def words(setting: Setting, seed: int, rows: int) -> list[str]:
+def words(setting: Setting, seed: int, rows: int, classes: bool = True) -> list[str]:
     """Return the options of the command: floors that stop nothing, so that no repair adds bits.
 
     Args:
         setting: what to compile.
         seed: of the command.
         rows: calibration samples that there are.
+        classes: the model has class scores, whose agreement has a floor.
     """
     from qcompiler.passes import WITH_DATA
 
     found = ["--target", "x86", "--bits", setting.bits, f"-O{setting.effort}", "--seed", str(seed)]
-    found += ["--min-agreement", "0", "--min-sqnr=-1000", "--max-latency-ratio", "1000", *budget_words(rows)]
+    found += ["--min-agreement", "0"] if classes else []
+    found += ["--min-sqnr=-1000", "--max-latency-ratio", "1000", *budget_words(rows)]
     if setting.minutes:
         found += ["--fine-tune", f"{setting.minutes:g}"]
     if setting.kind == PLAIN:

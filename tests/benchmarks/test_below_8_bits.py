@@ -111,6 +111,7 @@ def test_no_floor_can_stop_a_run_and_add_bits():
     for option, value in (("--min-agreement", "0"), ("--bits", "W3A8"), ("--seed", "2"), ("-O1", "--seed")):
         assert found[found.index(option) + 1] == value
     assert "--min-sqnr=-1000" in found
+    assert "--min-agreement" not in words(Setting(3), seed=2, rows=100, classes=False)
     assert "--fine-tune" not in found
     assert words(Setting(2, UNIFORM, 2, 3.0), 0, 9)[-2:] == ["--fine-tune", "3"]
     assert Setting(2, UNIFORM).bits == "W2A8:uniform"
