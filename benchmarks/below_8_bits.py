@@ -288,7 +288,12 @@ def report(keep: Path, command: str) -> str:
     notes = [
         f"- {r.model}, W{r.setting.width}A8 `{r.setting.label}`, seed {r.seed}: {r.notes}" for r in runs if r.notes
     ]
-    notes += [f"- {r.model}, {r.setting.slug}: {text}" for r in runs for text in r.wrong_sizes]
+    notes += [f"- {r.model}, {r.setting.slug}, seed {r.seed}: {text}" for r in runs for text in r.wrong_sizes]
+    notes += [
+        f"- {r.model}, W{r.setting.width}A8 `{r.setting.label}`, seed {r.seed}: {'; '.join(r.searches)}"
+        for r in runs
+        if r.searches
+    ]
     sections = [
         _INTRODUCTION,
         environment(command),
