@@ -165,17 +165,17 @@ class Subject:
     outputs: Arrays
     hidden: dict[str, str]
 
-    @property
-    def rows(self) -> int:
-        """Return how many calibration rows there are."""
-        return len(next(iter(self.samples.calibration.values())))
+    def words(self, setting: Setting, seed: int) -> list[str]:
+        """Return the options of the command."""
+        rows = len(next(iter(self.samples.calibration.values())))
+        return words(setting, seed, rows, classes=self.samples.labels is not None)
 
 
 def compiled(subject: Subject, setting: Setting, seed: int, folder: Path) -> ToolRun:
     """Run the command, or the rival, on a model."""
     if setting.kind == RIVAL:
         return run_rival(INT4, subject.path, subject.calibration, folder)
-    asked = words(setting, seed, subject.rows)
+    asked = subject.words(setting, seed)
     if setting.kind == PLAIN:
         recipe = folder / "ends.toml"
         recipe.write_text(ends_in_eight_bits(subject.path), encoding="utf-8")
@@ -185,7 +185,7 @@ def compiled(subject: Subject, setting: Setting, seed: int, folder: Path) -> Too
 
 def scored(subject: Subject, setting: Setting, seed: int, tool: ToolRun) -> Run:
     """Return a run with everything that its file and its report say."""
-    asked = [] if setting.kind == RIVAL else words(setting, seed, subject.rows)
+    asked = [] if setting.kind == RIVAL else subject.words(setting, seed)
     run = Run(
         model=subject.model.name,
         setting=setting,
@@ -288,7 +288,12 @@ def report(keep: Path, command: str) -> str:
     notes = [
         f"- {r.model}, W{r.setting.width}A8 `{r.setting.label}`, seed {r.seed}: {r.notes}" for r in runs if r.notes
     ]
-    notes += [f"- {r.model}, {r.setting.slug}: {text}" for r in runs for text in r.wrong_sizes]
+    notes += [f"- {r.model}, {r.setting.slug}, seed {r.seed}: {text}" for r in runs for text in r.wrong_sizes]
+    notes += [
+        f"- {r.model}, W{r.setting.width}A8 `{r.setting.label}`, seed {r.seed}: {'; '.join(r.searches)}"
+        for r in runs
+        if r.searches
+    ]
     sections = [
         _INTRODUCTION,
         environment(command),

@@ -108,6 +108,7 @@ class Run:
         stages: seconds by stage of the compilation.
         wins: solver -> layers it won.
         correlation: of predicted and measured loss, ranks.
+        searches: what became of each search behind the first result.
         split: how many of the calibration rows the command calibrated, accepted and verified on.
         versions: packages.
     """
@@ -134,6 +135,7 @@ class Run:
     stages: dict[str, float] = field(default_factory=dict)
     wins: dict[str, int] = field(default_factory=dict)
     correlation: float | None = None
+    searches: tuple[str, ...] = ()
     split: tuple[int, ...] = ()
     versions: dict[str, str] = field(default_factory=dict)
 
@@ -163,18 +165,20 @@ def budget_words(rows: int) -> list[str]:
     return ["--calibration-samples", str(rows - verify), "--verify-samples", str(verify)]
 
 
-def words(setting: Setting, seed: int, rows: int) -> list[str]:
+def words(setting: Setting, seed: int, rows: int, classes: bool = True) -> list[str]:
     """Return the options of the command: floors that stop nothing, so that no repair adds bits.
 
     Args:
         setting: what to compile.
         seed: of the command.
         rows: calibration samples that there are.
+        classes: the model has class scores, whose agreement has a floor.
     """
     from qcompiler.passes import WITH_DATA
 
     found = ["--target", "x86", "--bits", setting.bits, f"-O{setting.effort}", "--seed", str(seed)]
-    found += ["--min-agreement", "0", "--min-sqnr=-1000", "--max-latency-ratio", "1000", *budget_words(rows)]
+    found += ["--min-agreement", "0"] if classes else []
+    found += ["--min-sqnr=-1000", "--max-latency-ratio", "1000", *budget_words(rows)]
     if setting.minutes:
         found += ["--fine-tune", f"{setting.minutes:g}"]
     if setting.kind == PLAIN:
@@ -214,9 +218,22 @@ def report_facts(folder: Path) -> dict[str, Any]:
         "stages": {s["name"]: s["seconds"] for s in report["measured"]["stages"]},
         "wins": _wins(report["passes"]),
         "correlation": (report.get("frontier") or {}).get("correlation"),
+        "searches": _searches(report),
         "split": tuple(len(data.get(name, ())) for name in ("calibration", "acceptance", "verification")),
         "versions": report["versions"],
     }
+
+
+def _searches(report: dict[str, Any]) -> tuple[str, ...]:
+    """Return a line for each search that improved the first result, or failed to."""
+    found = (report["measured"].get("search") or {}).get("stages", [])
+    lines = []
+    for stage in found[1:]:
+        levels = [stage.get("before_db"), stage.get("after_db")]
+        change = " -> ".join("-" if level is None else f"{level:.2f}" for level in levels)
+        detail = f", {stage['detail']}" if stage.get("detail") else ""
+        lines.append(f"{stage['name']} {stage['outcome']}, {change} dB in {stage['seconds']:.0f} s{detail}")
+    return tuple(lines)
 
 
 def _wins(passes: Sequence[dict[str, Any]]) -> dict[str, int]:
@@ -243,4 +260,11 @@ def load_run(path: Path) -> Run:
     """Read a run that was kept."""
     kept = json.loads(path.read_text(encoding="utf-8"))
     kept["setting"] = Setting(**kept["setting"])
-    return Run(**{**kept, "split": tuple(kept["split"]), "wrong_sizes": tuple(kept["wrong_sizes"])})
+    return Run(
+        **{
+            **kept,
+            "split": tuple(kept["split"]),
+            "wrong_sizes": tuple(kept["wrong_sizes"]),
+            "searches": tuple(kept.get("searches", ())),
+        }
+    )

@@ -1,5 +1,6 @@
 """The benchmark of weights below 8 bits: its arithmetic, what it reads from files, and its public part."""
 
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -29,6 +30,7 @@ from benchmarks.low_bits import (
     budget_words,
     ends_in_eight_bits,
     load_run,
+    report_facts,
     save_run,
     words,
 )
@@ -111,6 +113,7 @@ def test_no_floor_can_stop_a_run_and_add_bits():
     for option, value in (("--min-agreement", "0"), ("--bits", "W3A8"), ("--seed", "2"), ("-O1", "--seed")):
         assert found[found.index(option) + 1] == value
     assert "--min-sqnr=-1000" in found
+    assert "--min-agreement" not in words(Setting(3), seed=2, rows=100, classes=False)
     assert "--fine-tune" not in found
     assert words(Setting(2, UNIFORM, 2, 3.0), 0, 9)[-2:] == ["--fine-tune", "3"]
     assert Setting(2, UNIFORM).bits == "W2A8:uniform"
@@ -252,6 +255,56 @@ def test_a_section_shows_means_and_the_worst_seed():
     assert cells[:4] == ["W4A8", "`mixed -O1`", "0, 1", "+0.50"]
     assert cells[5:9] == ["+0.80", "+0.250", "100.0", "5 / 0"]
     assert cells[-1] == "yes"
+
+
+def test_what_a_report_says_is_kept(tmp_path):
+    stages = [
+        {"name": "first result", "outcome": "verified", "seconds": 9.0, "before_db": None, "after_db": 10.0},
+        {
+            "name": "fine-tune",
+            "outcome": "not better",
+            "seconds": 180.4,
+            "before_db": 10.0,
+            "after_db": 9.5,
+            "detail": "",
+        },
+        {"name": "other", "outcome": "failed", "seconds": 1.0, "before_db": 10.0, "after_db": None, "detail": "why"},
+    ]
+    metrics = [
+        {"name": "solved", "value": 5},
+        {"name": "won by gptq", "value": 2},
+        {"name": "won by best rows", "value": 3},
+    ]
+    contest = {"name": "solve-codes", "metrics": metrics}
+    report = {
+        "verdict": {"stored_bytes": {"scales": 7}},
+        "measured": {
+            "stages": [{"name": "deciding", "seconds": 3.0}],
+            "loads": {"original": {"ms": 2.0, "peak_bytes": 10}, "result": {"ms": 3.0, "peak_bytes": 20}},
+            "search": {"stages": stages},
+        },
+        "passes": [{"name": "place", "metrics": []}, contest, {**contest, "metrics": metrics[:2]}],
+        "frontier": {"correlation": 0.9},
+        "data": {"calibration": [0, 1, 4], "acceptance": [2], "verification": [3]},
+        "versions": {"numpy": "2"},
+    }
+    weights = [{"role": "weight", "spec": {"num_bits": bits}} for bits in (8, 4, 4)]
+    plan = {"tensors": [*weights, {"role": "activation", "spec": {"num_bits": 8}}, {"role": "weight", "spec": None}]}
+    for name, document in (("report", report), ("plan", plan)):
+        (tmp_path / f"{name}.json").write_text(json.dumps(document), encoding="utf-8")
+    found = report_facts(tmp_path)
+    assert found["wins"] == {"gptq": 2, "best rows": 3}
+    assert found["widths"] == {"4": 2, "8": 1}
+    assert found["load"] == {"ms": 1.5, "peak_bytes": 2.0, "bytes": 20}
+    assert found["split"] == (3, 1, 1)
+    assert found["searches"] == (
+        "fine-tune not better, 10.00 -> 9.50 dB in 180 s",
+        "other failed, 10.00 -> - dB in 1 s, why",
+    )
+    del report["measured"]["search"], report["measured"]["loads"], report["frontier"]
+    (tmp_path / "report.json").write_text(json.dumps(report), encoding="utf-8")
+    plain = report_facts(tmp_path)
+    assert (plain["searches"], plain["load"], plain["correlation"]) == ((), {}, None)
 
 
 def test_runs_are_kept_whole(tmp_path):
