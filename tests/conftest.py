@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 
 import hypothesis
 import pytest
+
+# A shell gives what it runs in the background no SIGINT. Tests send it to processes of their own, so they need it.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
 
 # The same examples in every run, however long one takes on a busy machine.
 hypothesis.settings.register_profile("suite", deadline=None, derandomize=True)
