@@ -120,7 +120,8 @@ def verify(inputs: GateInputs, files: Mapping[str, int], result: Path) -> GateRe
         companions = {} if findings.failure else _companions(inputs, files, result, folder, count)
     verdict = _verdict(inputs, files, findings, share, outputs, metric)
     model_bytes = sum(size for name, size in files.items() if name.startswith("model.onnx"))
-    verdict = replace(verdict, stored_bytes=stored_bytes(result, model_bytes))
+    if not verdict.failure:  # a file that no runtime loads may be no model at all
+        verdict = replace(verdict, stored_bytes=stored_bytes(result, model_bytes))
     wrong = [f"{name} {problem}" for name, problem in companions.items() if problem]
     agree = tuple(_larger(files)) + tuple(
         f"{name} loads and gives the same outputs as {result.name}" for name, p in companions.items() if not p
