@@ -49,6 +49,13 @@ def _slice(inputs: list[_Array], attributes: Mapping[str, ir.Attr]) -> _Array:
     return np.asarray(data[tuple(slice(start, end) for start, end in cuts)])
 
 
+def _pad(inputs: list[_Array], attributes: Mapping[str, ir.Attr]) -> _Array:
+    if "mode" in attributes:
+        raise ValueError("only zeros are added")
+    data, amounts = inputs  # zeros; before all axes, then behind all of them
+    return np.pad(data, np.reshape(amounts, (2, -1)).T.tolist())
+
+
 _OPERATORS: dict[str, Callable[[list[_Array], Mapping[str, ir.Attr]], _Array]] = {
     "Cast": _cast,
     "Concat": lambda inputs, attributes: np.concatenate(inputs, _axis(attributes)),
@@ -56,6 +63,7 @@ _OPERATORS: dict[str, Callable[[list[_Array], Mapping[str, ir.Attr]], _Array]] =
     "Gather": lambda inputs, attributes: np.take(inputs[0], inputs[1], _axis(attributes)),
     "MatMul": lambda inputs, _: inputs[0] @ inputs[1],
     "Mod": lambda inputs, _: np.mod(inputs[0], inputs[1]),
+    "Pad": _pad,
     "Range": lambda inputs, _: np.arange(int(inputs[0]), int(inputs[1]), int(inputs[2]), dtype=inputs[0].dtype),
     "Reshape": lambda inputs, _: inputs[0].reshape(inputs[1].tolist()),
     "Slice": _slice,

@@ -25,6 +25,7 @@ CONSTANTS = {
     "powers": np.asarray([1, 8], np.int64),
     "table": np.arange(20, dtype=np.int8).reshape(10, 2) - 9,
     "index": np.asarray([[9, 0], [3, 3]], np.int64),
+    "ends": np.asarray([0, 1, 2, 0], np.int64),
     "from": np.asarray([1], np.int64),
     "to": np.asarray([2], np.int64),
 }
@@ -36,6 +37,7 @@ CASES = {
     "Gather on an axis": make("Gather", ["grid", "from"], ["y"], axis=1),
     "MatMul": make("MatMul", ["grid", "column"], ["y"]),
     "Mod": make("Mod", ["grid", "seven"], ["y"]),
+    "Pad": make("Pad", ["table", "ends"], ["y"]),
     "Range": make("Range", ["zero", "seven", "one"], ["y"]),
     "Reshape": make("Reshape", ["grid", "rows"], ["y"]),
     "Slice": make("Slice", ["grid", "from", "to"], ["y"]),

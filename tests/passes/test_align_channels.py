@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 from onnx import helper
 
+from qcompiler.codec.bits import packed_bytes
 from qcompiler.errors import QCompileError
 from qcompiler.lowering import alignable, aligned_channels, with_aligned_channels
 from qcompiler.plan import NodePlan, Precision
-from tests.compiling import lowered, outputs, run_passes, runtime_graph, samples
+from tests.compiling import lowered, outputs, planned, run_passes, runtime_graph, samples
 from tests.golden_text import assert_golden
 from tests.models import FLOAT, build
 from tests.passes.lowering import rounded_plan, sixteenths
@@ -47,6 +48,22 @@ def test_no_bit_of_the_answer_changes(channels, wanted):
     assert np.array_equal(found, expected)
     weights = [i for i in runtime_graph(model).initializer if list(i.dims[:2]) == [16, wanted]]
     assert len(weights) == 1, "the runtime's convolution reads as many channels as were planned"
+
+
+@pytest.mark.parametrize("bits", ["W4A8", "W3A8:uniform"])
+def test_no_zeros_are_stored_beside_weights_below_8_bits(bits):
+    plain, where = planned(stem(written=64), bits=bits)
+    state = replace(plain, plan=with_aligned_channels(plain.plan, "stem", 4))
+    feeds = samples(plain.model, 1, free=2)[0]
+    (expected,) = outputs(lowered(plain, where).model, feeds)
+    model = lowered(state, where).model
+    assert np.array_equal(outputs(model, feeds)[0], expected)
+    runs = runtime_graph(model)
+    assert [list(i.dims) for i in runs.initializer if len(i.dims) == 4][:1] == [[64, 4, 3, 3]]
+    assert not {n.op_type for n in runs.node} & {"Pad", "Conv", "Mod"}
+    sizes = [v.const_value.nbytes for v in model.graph.initializers.values()]
+    assert packed_bytes(64 * 3 * 9, int(bits[1])) in sizes
+    assert max(sizes) == packed_bytes(64 * 3 * 9, int(bits[1]))
 
 
 def test_a_node_that_is_in_float_after_all_is_left_alone():
