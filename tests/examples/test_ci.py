@@ -34,9 +34,9 @@ def test_the_script_holds_the_floors(check_model, arguments, tmp_path):
 
 
 def test_the_script_fails_below_a_floor(check_model, arguments, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(check_model, "FLOORS", Floors(max_size_bytes=1000))
+    monkeypatch.setattr(check_model, "FLOORS", Floors(max_latency_ratio=0.001))
     assert check_model.check(*arguments) == 4
-    assert "file size" in capsys.readouterr().err
+    assert "latency" in capsys.readouterr().err
     assert "2 of 2 targets rejected" in arguments[-1].read_text()
     assert not (tmp_path / "compiled" / "x86").exists()
 
