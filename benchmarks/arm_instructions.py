@@ -20,8 +20,8 @@ from benchmarks.readers import save_arrays
 from benchmarks.rivals import run_rival
 from benchmarks.tables import environment, markdown_table, note, wrapped
 from qcompiler.counts import InstructionCounts
+from qcompiler.inspection.profiling import one_sample
 from qcompiler.model.read import read_source, to_ir
-from qcompiler.profiling import one_sample
 from qcompiler.runtime.emulation.board import BOARDS
 from qcompiler.runtime.emulation.build import Emulator, prepare_emulator
 from qcompiler.runtime.emulation.run import EmulatedJob, run_emulated

@@ -6,16 +6,16 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from qcompiler.bit_widths import WIDTHS, Choosable, with_widths
-from qcompiler.bit_widths import choosable as choosable_weights
 from qcompiler.errors import UsageError
+from qcompiler.mixed_precision.sensitivity import Sensitivities, sensitivities
+from qcompiler.mixed_precision.widths import WIDTHS, Choosable, with_widths
+from qcompiler.mixed_precision.widths import choosable as choosable_weights
 from qcompiler.plan import Precision, QuantSpec
 from qcompiler.protocols import OpRule, PassKind, PassResult
 from qcompiler.quant.allocation import Allocation, Budget, Item, allocate, allocation_of
 from qcompiler.quant.frontier import BitSearch, frontier
 from qcompiler.recipe import Recipe
 from qcompiler.records import Metric, PassReport
-from qcompiler.sensitivity import Sensitivities, sensitivities
 from qcompiler.state import Context, Fact, State
 
 FULL = 8
@@ -27,10 +27,11 @@ CANDIDATES = 48
 class AllocateBits:
     """Chooses the width of every weight of Conv, Gemm and MatMul, the first and the last layer among them.
 
-    The predicted loss of each layer at each width comes from one search (``qcompiler.sensitivity``); which layer
-    gets how many bits is then an exact integer program. With a budget in bytes or mean bits the predicted loss is
-    made least; with a floor on accuracy the smallest file is found whose accuracy holds on samples that the gate
-    does not use. Without any of these nothing is done.
+    The predicted loss of each layer at each width comes from one search
+    (``qcompiler.mixed_precision.sensitivity``); which layer gets how many bits is then an exact
+    integer program. With a budget in bytes or mean bits the predicted loss is made least; with a floor on accuracy
+    the smallest file is found whose accuracy holds on samples that the gate does not use. Without any of these
+    nothing is done.
 
     Attributes:
         measured: measure how the loss rises with each layer's error; False compares layers by their own error.

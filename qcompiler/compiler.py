@@ -7,17 +7,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from qcompiler.acceptance import with_judges
-from qcompiler.attempt import Attempt, Attempts, dumped
-from qcompiler.bit_repair import rescaling
 from qcompiler.budget import Budget
 from qcompiler.data import Subset
 from qcompiler.errors import FloorMissed, NothingToCompress, QCompileError, UsageError
-from qcompiler.improvement import Improvement, improves, worth_improving
+from qcompiler.flow.attempt import Attempt, Attempts, dumped
+from qcompiler.flow.improvement import Improvement, improves, worth_improving
+from qcompiler.flow.job import Job, Stopwatch
+from qcompiler.gate.metrics import check_metric
 from qcompiler.interrupts import finish_on_signals
-from qcompiler.job import Job, Stopwatch
 from qcompiler.layers import frontier_report, histograms, kept_constants, layer_reports
-from qcompiler.metrics import check_metric
 from qcompiler.model.load import load_model
 from qcompiler.model.save import OutputFolder
 from qcompiler.passes import IMPROVING, MINIMAL, SETTLING, TRAINING, WITH_DATA, WITHOUT_DATA
@@ -28,6 +26,7 @@ from qcompiler.protocols import Pass, PassKind, Target
 from qcompiler.recipe import Recipe
 from qcompiler.records import CompileReport, PassReport, Search
 from qcompiler.registry import load_target, make_pass
+from qcompiler.repair.bits import rescaling
 from qcompiler.report.card import CardInputs, quantization_card
 from qcompiler.report.compare import write_comparison
 from qcompiler.report.digest import floor_sentence
@@ -39,7 +38,8 @@ from qcompiler.runtime.machine import machine_name, versions
 from qcompiler.samples import prepare_samples
 from qcompiler.shared_plan import SEPARATOR, places_alike, with_shared_plan
 from qcompiler.state import Context, Fact, Progress, State, no_progress
-from qcompiler.trial import layer_levels
+from qcompiler.trials.acceptance import with_judges
+from qcompiler.trials.trial import layer_levels
 
 NAMED_SKIPS = 5
 LEVEL_SAMPLES = 2

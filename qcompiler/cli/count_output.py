@@ -11,8 +11,8 @@ import click
 from qcompiler.cli.output import message, print_json, print_table
 
 if TYPE_CHECKING:
-    from qcompiler.counting import CountResult
     from qcompiler.counts import InstructionCounts
+    from qcompiler.inspection.counting import CountResult
 
 _NODES_SHOWN = 20
 _CLASSES = ("dot", "matrix", "widening", "fmla", "other")

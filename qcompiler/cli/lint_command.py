@@ -12,7 +12,7 @@ from qcompiler.cli.grammar import SectionCommand
 from qcompiler.cli.output import message, print_json, print_table
 
 if TYPE_CHECKING:
-    from qcompiler.linting import LintResult
+    from qcompiler.inspection.linting import LintResult
 
 
 @click.command(
@@ -31,7 +31,7 @@ def lint_command(model: Path, target: str, strict: bool, as_json: bool) -> int:
     Nothing is compiled and nothing is run: this is what the table says, for targets too that cannot be run here.
     """
     from qcompiler.errors import FloorMissed
-    from qcompiler.linting import lint_model
+    from qcompiler.inspection.linting import lint_model
 
     result = lint_model(model, target)
     if as_json:

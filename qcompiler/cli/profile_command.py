@@ -12,7 +12,7 @@ from qcompiler.cli.grammar import SectionCommand
 from qcompiler.cli.output import message, print_json, print_table
 
 if TYPE_CHECKING:
-    from qcompiler.profiling import ProfileResult
+    from qcompiler.inspection.profiling import ProfileResult
     from qcompiler.records import LatencyProfile, LayerTime
     from qcompiler.runtime.devices.records import DeviceReport
 
@@ -49,7 +49,7 @@ def profile_command(model: Path, other: Path | None, as_json: bool, **options: A
     """Measure the latency of a model file or of a result folder, whatever its target."""
     if options["device"].startswith("emulated:"):
         return _count(model, other, as_json, options)
-    from qcompiler.profiling import ProfileOptions, profile_model
+    from qcompiler.inspection.profiling import ProfileOptions, profile_model
 
     result = profile_model(model, other, ProfileOptions(**options))
     if as_json:
@@ -63,8 +63,8 @@ def _count(model: Path, other: Path | None, as_json: bool, options: dict[str, An
     """Count instructions where there is no hardware to measure."""
     from qcompiler.cli.count_output import print_counts
     from qcompiler.cli.progress import show_progress
-    from qcompiler.counting import count_model
     from qcompiler.errors import UsageError
+    from qcompiler.inspection.counting import count_model
 
     if options["threads"] != 1:
         raise UsageError("an emulated board has one core; leave --threads out")

@@ -16,7 +16,7 @@ from qcompiler.model.save import save_model
 from qcompiler.placement.cut import Cut, Splitter
 from qcompiler.placement.meter import Measured, Meter
 from qcompiler.records import Metric, PassReport
-from qcompiler.repair import pinned_to_integers, reverted
+from qcompiler.repair.regions import pinned_to_integers, reverted
 from qcompiler.runtime.gate_process import write_samples
 from qcompiler.state import Context, State
 

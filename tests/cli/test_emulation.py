@@ -8,9 +8,9 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from qcompiler import counting
 from qcompiler.counts import InstructionCounts
 from qcompiler.errors import RuntimeUnavailable
+from qcompiler.inspection import counting
 from qcompiler.runtime.emulation import check
 from qcompiler.runtime.emulation.build import Emulator
 from qcompiler.runtime.emulation.run import CountedModel, EmulatedFindings

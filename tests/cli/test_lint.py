@@ -5,7 +5,7 @@ import json
 import pytest
 
 from qcompiler.errors import ModelError
-from qcompiler.linting import lint_model
+from qcompiler.inspection.linting import lint_model
 from tests.compiling import compiled, serialized
 from tests.models import conv_net, dense_net, save, token_net
 from tests.targets.operators import OPERATOR, around

@@ -5,7 +5,8 @@ import re
 
 import pytest
 
-from qcompiler import floors, recipe_file
+from qcompiler import recipe_file
+from qcompiler.gate import floors
 from qcompiler.passes import PASSES
 from qcompiler.state import Fact
 from qcompiler.targets import TARGETS

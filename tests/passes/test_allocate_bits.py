@@ -6,12 +6,12 @@ from dataclasses import replace
 
 import pytest
 
-from qcompiler.acceptance import FileSize
 from qcompiler.errors import UsageError
 from qcompiler.plan import Role
 from qcompiler.quant.allocation import mean_limit
 from qcompiler.recipe import Floors, MatchRule, Recipe, bits_fields
 from qcompiler.registry import make_pass
+from qcompiler.trials.acceptance import FileSize
 from tests.compiling import context, lowered, outputs, run_passes, samples, start
 from tests.models import conv_net, token_net
 

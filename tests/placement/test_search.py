@@ -14,8 +14,8 @@ from qcompiler.placement.latency import LatencyMeter
 from qcompiler.placement.meter import Measured
 from qcompiler.plan import Precision
 from qcompiler.recipe import MatchRule
-from qcompiler.repair import NAME as REPAIR
-from qcompiler.repair import compute_nodes, reverted
+from qcompiler.repair.regions import NAME as REPAIR
+from qcompiler.repair.regions import compute_nodes, reverted
 from qcompiler.runtime.gate_process import GateFindings, ProfiledNode, RunTimes
 from qcompiler.runtime.latency_db import LatencyDatabase
 from tests.compiling import lowered, planned, samples

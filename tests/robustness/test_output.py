@@ -18,8 +18,8 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from qcompiler import attempt
 from qcompiler.errors import RuntimeUnavailable
+from qcompiler.flow import attempt
 from qcompiler.model import save
 from qcompiler.runtime import gate_process
 from qcompiler.targets import TARGETS

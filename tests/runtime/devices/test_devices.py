@@ -13,7 +13,7 @@ import pytest
 from onnx.external_data_helper import convert_model_to_external_data
 
 from qcompiler.errors import LatencyUnavailable, ModelError, RuntimeUnavailable, UsageError
-from qcompiler.profiling import ProfileOptions, profile_model
+from qcompiler.inspection.profiling import ProfileOptions, profile_model
 from qcompiler.runtime.devices import SCHEMES, open_device
 from qcompiler.runtime.devices.adb import AdbDevice
 from qcompiler.runtime.devices.bundle import BOOTSTRAP, RUNNER

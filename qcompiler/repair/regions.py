@@ -9,12 +9,12 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import onnx_ir as ir
 
-from qcompiler.bit_repair import deficit_db, more_bits_help, other_widths, ranked_damage, with_actions
-from qcompiler.floors import LATENCY
+from qcompiler.gate.floors import LATENCY
 from qcompiler.plan import NodePlan, Precision, Role
 from qcompiler.recipe import MatchRule
 from qcompiler.records import LayerDamage, LayerTime, RepairStep, Verdict
 from qcompiler.registry import make_pass
+from qcompiler.repair.bits import deficit_db, more_bits_help, other_widths, ranked_damage, with_actions
 from qcompiler.runtime.optimized import COMPUTE_OPS
 from qcompiler.state import Context, State
 

@@ -9,9 +9,9 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from qcompiler.data import Dataset, Subset
-from qcompiler.divergence import log_softmax
 from qcompiler.errors import DataError, RuntimeUnavailable
-from qcompiler.floors import MAX_DROP_POINTS, MIN_AGREEMENT, MIN_SQNR_DB
+from qcompiler.gate.floors import MAX_DROP_POINTS, MIN_AGREEMENT, MIN_SQNR_DB
+from qcompiler.mixed_precision.divergence import log_softmax
 from qcompiler.model.measured import measured_values
 from qcompiler.model.save import to_proto
 from qcompiler.pipeline import Pipeline
@@ -20,7 +20,7 @@ from qcompiler.registry import make_pass
 from qcompiler.runtime.capture import Executor
 from qcompiler.samples import Samples, class_outputs, model_macs
 from qcompiler.state import Context, Fact, State, no_progress
-from qcompiler.trial import Trial
+from qcompiler.trials.trial import Trial
 
 WORK_MACS = 25e9
 MOST_ROWS = 64

@@ -7,10 +7,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from qcompiler.floors import LATENCY
+from qcompiler.gate.floors import LATENCY
 from qcompiler.plan import Precision, Role
 from qcompiler.records import Floor, LayerTime, RepairStep, Verdict
-from qcompiler.repair import (
+from qcompiler.repair.regions import (
     DAMAGING,
     EVERYWHERE,
     MAX_REPAIRS,

@@ -14,10 +14,10 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from qcompiler.bit_widths import PACKING_BYTES, Choosable, row_importance, weight_rows
 from qcompiler.data import Dataset, Subset
-from qcompiler.divergence import HOPELESS, Divergence
 from qcompiler.lowering import correct_bias, mean_shift
+from qcompiler.mixed_precision.divergence import HOPELESS, Divergence
+from qcompiler.mixed_precision.widths import PACKING_BYTES, Choosable, row_importance, weight_rows
 from qcompiler.model.edit import add_initializer, clone, fresh_name, value_names
 from qcompiler.plan import CompressionPlan, Role, TensorPlan
 from qcompiler.quant.allocation import Item

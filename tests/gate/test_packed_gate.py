@@ -8,8 +8,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from qcompiler import Recipe, compile_model, verify
+from qcompiler import Recipe, compile_model
 from qcompiler.errors import FloorMissed
+from qcompiler.gate import verify
 from qcompiler.recipe import Floors
 from qcompiler.runtime.optimized import integer_share
 from tests.models import conv_net, save

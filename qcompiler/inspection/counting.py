@@ -8,8 +8,8 @@ from pathlib import Path
 
 from qcompiler.counts import InstructionCounts, NodeInstructions
 from qcompiler.errors import RuntimeUnavailable
+from qcompiler.inspection.profiling import model_file, one_sample
 from qcompiler.model.read import read_source, to_ir
-from qcompiler.profiling import model_file, one_sample
 from qcompiler.runtime.emulation.board import find_board
 from qcompiler.runtime.emulation.build import prepare_emulator
 from qcompiler.runtime.emulation.check import node_instructions

@@ -10,8 +10,8 @@ import pytest
 
 from qcompiler.compiler import compile_model
 from qcompiler.errors import DataError
-from qcompiler.floors import FloorInputs, check_floors
-from qcompiler.metrics import check_metric, compare_metric
+from qcompiler.gate.floors import FloorInputs, check_floors
+from qcompiler.gate.metrics import check_metric, compare_metric
 from qcompiler.recipe import Floors, Recipe
 from qcompiler.records import MetricComparison, Verdict
 from qcompiler.report.digest import floor_sentence

@@ -10,7 +10,7 @@ import pytest
 from onnx import helper
 
 from qcompiler.plan import Role
-from qcompiler.trial import Trial, layer_levels, measured_values
+from qcompiler.trials.trial import Trial, layer_levels, measured_values
 from tests.compiling import Fixed, context, lowered, outputs, planned, run_passes, samples, start
 from tests.models import FLOAT, build, conv_net, dense_net
 

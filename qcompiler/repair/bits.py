@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from qcompiler.bit_widths import Choosable, choosable, row_importance, weight_rows, with_widths
 from qcompiler.layers import SATURATED_SHARE, clipped_share
 from qcompiler.lowering import mean_shift
+from qcompiler.mixed_precision.widths import Choosable, choosable, row_importance, weight_rows, with_widths
 from qcompiler.pipeline import Pipeline
 from qcompiler.plan import QuantSpec, Role, TensorPlan
 from qcompiler.protocols import Pass

@@ -7,15 +7,23 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from qcompiler.acceptance import FileSize, FloorCheck, agreement, cosine, expected_drop, sqnr_db
-from qcompiler.bit_repair import more_bits_help, next_point, ranked_damage, rescaling, rewidened, widened, with_actions
 from qcompiler.layers import MAX_FRONTIER, frontier_report
 from qcompiler.plan import Role
 from qcompiler.recipe import Floors, MatchRule, Recipe, bits_fields
 from qcompiler.records import Floor, RepairStep, Verdict
 from qcompiler.registry import make_pass
-from qcompiler.repair import DAMAGING, FEWER_BITS, MAX_REPAIRS, MORE_BITS, Repair, compute_nodes
-from qcompiler.trial import Trial
+from qcompiler.repair.bits import (
+    more_bits_help,
+    next_point,
+    ranked_damage,
+    rescaling,
+    rewidened,
+    widened,
+    with_actions,
+)
+from qcompiler.repair.regions import DAMAGING, FEWER_BITS, MAX_REPAIRS, MORE_BITS, Repair, compute_nodes
+from qcompiler.trials.acceptance import FileSize, FloorCheck, agreement, cosine, expected_drop, sqnr_db
+from qcompiler.trials.trial import Trial
 from tests.compiling import lowered, run_passes, samples, serialized
 from tests.models import conv_net
 from tests.passes.test_allocate_bits import ready, run, widths

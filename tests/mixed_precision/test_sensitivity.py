@@ -7,12 +7,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from qcompiler.bit_widths import choosable, with_widths
-from qcompiler.divergence import HOPELESS, Divergence, kl_divergence, log_softmax
+from qcompiler.mixed_precision.divergence import HOPELESS, Divergence, kl_divergence, log_softmax
+from qcompiler.mixed_precision.sensitivity import sensitivities
+from qcompiler.mixed_precision.widths import choosable, with_widths
 from qcompiler.model.edit import replace_constant
 from qcompiler.plan import Role
 from qcompiler.recipe import MatchRule, Recipe
-from qcompiler.sensitivity import sensitivities
 from tests.compiling import planned, start
 from tests.models import conv_net, dense_net, token_net
 

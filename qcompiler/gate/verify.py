@@ -15,8 +15,8 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from qcompiler.data import Dataset
-from qcompiler.floors import MAX_LATENCY_RATIO, FloorInputs, check_floors
-from qcompiler.metrics import compare_metric
+from qcompiler.gate.floors import MAX_LATENCY_RATIO, FloorInputs, check_floors
+from qcompiler.gate.metrics import compare_metric
 from qcompiler.protocols import Target
 from qcompiler.recipe import Floors
 from qcompiler.records import IntegerShare, LayerTime, MetricComparison, OutputComparison, Verdict

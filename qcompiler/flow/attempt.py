@@ -9,15 +9,15 @@ from pathlib import Path
 import onnx_ir as ir
 
 from qcompiler.artifacts import write_artifact
-from qcompiler.job import Job, Stopwatch
+from qcompiler.flow.job import Job, Stopwatch
+from qcompiler.gate.verify import GateInputs, GateResult, on_boards, verify
 from qcompiler.model.save import save_model
 from qcompiler.pipeline import AfterPass, Pipeline
 from qcompiler.protocols import Pass, PassResult, Target
 from qcompiler.records import PassReport
-from qcompiler.repair import Repair
+from qcompiler.repair.regions import Repair
 from qcompiler.samples import class_outputs
 from qcompiler.state import Context, State, no_progress
-from qcompiler.verify import GateInputs, GateResult, on_boards, verify
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

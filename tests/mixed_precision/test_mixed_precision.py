@@ -11,7 +11,7 @@ import pytest
 from qcompiler.compiler import compile_model
 from qcompiler.recipe import Floors, Recipe, bits_fields
 
-MODEL = Path(__file__).resolve().parent.parent / "examples" / "digits_cnn.onnx"
+MODEL = Path(__file__).resolve().parents[2] / "examples" / "digits_cnn.onnx"
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from qcompiler.attempt import Attempt, Attempts, dumped
+from qcompiler.flow.attempt import Attempt, Attempts, dumped
 from qcompiler.model.probe import shorten
 from qcompiler.passes import IMPROVING
 from qcompiler.pipeline import Pipeline

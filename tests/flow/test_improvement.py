@@ -10,10 +10,11 @@ import numpy as np
 import onnx
 import pytest
 
-from qcompiler import attempt, compiler
+from qcompiler import compiler
 from qcompiler.compiler import CompileResult, compile_model
 from qcompiler.errors import FloorMissed
-from qcompiler.improvement import worth_improving
+from qcompiler.flow import attempt
+from qcompiler.flow.improvement import worth_improving
 from qcompiler.passes import IMPROVING, PASSES, SETTLING, WITH_DATA
 from qcompiler.plan import Role
 from qcompiler.recipe import MAX_EFFORT, Floors, Recipe

@@ -1,0 +1,1 @@
+"""Models looked at without compiling them: their latency, their instructions, what a target says of them."""
