@@ -14,6 +14,7 @@ PASSES: dict[str, str] = {
     "scale-weights": "qcompiler.passes.scale_weights:ScaleWeights",
     "solve-codes": "qcompiler.passes.solve_codes:SolveCodes",
     "correct-bias": "qcompiler.passes.correct_bias:CorrectBias",
+    "solve-on-prefix": "qcompiler.passes.solve_on_prefix:SolveOnPrefix",
     "clip-round-search": "qcompiler.passes.clip_round_search:ClipRoundSearch",
     "joint-clip-search": "qcompiler.passes.joint_clip_search:JointClipSearch",
     "reconstruct-blocks": "qcompiler.passes.reconstruct_blocks:ReconstructBlocks",
@@ -62,7 +63,7 @@ WITHOUT_DATA = (
 )
 """Default order of -O1 without data."""
 
-_SEARCHES = ("clip-round-search", "joint-clip-search")
+_SEARCHES = ("solve-on-prefix", "clip-round-search", "joint-clip-search")
 
 IMPROVING: dict[int, tuple[str, ...]] = {2: _SEARCHES, 3: (*_SEARCHES, "reconstruct-blocks")}
 """Effort -> the plan passes that improve a verified result, in order; higher efforts name those of lower ones too.
@@ -71,8 +72,8 @@ They run if some weight or activation has fewer than 8 bits: at 8 bits what is l
 tell. A pass that finds nothing to do returns ``changed=False`` at once.
 """
 
-TRAINING = ("fine-tune",)
-"""What ``--fine-tune`` adds behind all of these."""
+TRAINING = ("solve-on-prefix", "fine-tune")
+"""What ``--fine-tune`` adds behind all of these, but for what is there already."""
 
 SETTLING = frozenset({"correct-bias"})
 """Passes that run again behind each of these: what they decide follows from what a search changed."""

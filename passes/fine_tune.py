@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
 
@@ -13,11 +14,14 @@ from qcompiler.state import Context, Fact, State
 if TYPE_CHECKING:
     from qcompiler.executor.setup import SearchSetup
     from qcompiler.training.driver import Schedule, Task
+    from qcompiler.training.rounds import Rounds
 
 PROBE_STEPS = 3
 """Mini-batches whose time decides how many fit into the minutes that were asked for."""
 MIN_STEPS = 20
 DEFAULT_STEPS = 300
+THREADS = 2
+"""At least; a number that does not depend on the machine, for sums are cut into as many parts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,12 +29,14 @@ class FineTune:
     """Trains what the plan stores until the compressed model does what the float model does.
 
     Weights stay on the levels of their plan; their scales and the biases of their layers move with them. Samples
-    need no labels. Kept only if the distance on acceptance samples, which the training never sees, has shrunk.
+    need no labels. What is kept is decided by the distance on acceptance samples, which no gradient comes from.
 
     Attributes:
         steps: mini-batches; 0 takes as many as fit into ``--fine-tune MINUTES``, and 300 without it.
         period: mini-batches between projections onto the grid; 1 trains through the rounding at every step.
-        rate: learning rate, as a share of a grid step.
+        rate: learning rate of the first round, as a share of a grid step.
+        rounds: parts of the training; each is kept if the distance on acceptance samples has shrunk, and the next is
+            slower.
         features: weight of the error of inner values.
         rows: samples in a mini-batch.
         augment: vary the samples.
@@ -44,15 +50,16 @@ class FineTune:
     improving: ClassVar[bool] = True
     steps: int = 0
     period: int = 1
-    rate: float = 0.02
+    rate: float = 0.005
+    rounds: int = 4
     features: float = 3.0
-    rows: int = 32
+    rows: int = 16
     augment: bool = True
 
     def __post_init__(self) -> None:
-        if self.period < 1 or self.rows < 1 or self.steps < 0 or not self.rate > 0 or self.features < 0:
+        if min(self.period, self.rows, self.rounds) < 1 or self.steps < 0 or not self.rate > 0 or self.features < 0:
             raise UsageError(
-                f"{self.name}: period and rows must be at least 1, rate above 0, steps and features not negative"
+                f"{self.name}: period, rows and rounds must be at least 1, rate above 0, steps and features 0 or more"
             )
 
     def run(self, state: State, context: Context) -> PassResult:
@@ -60,7 +67,7 @@ class FineTune:
         from qcompiler.executor.determinism import deterministic
         from qcompiler.executor.setup import prepare_search
 
-        with deterministic(context.recipe.threads):
+        with deterministic(max(context.recipe.threads, THREADS)):
             setup = prepare_search(state, context)
             if isinstance(setup, str):
                 skip = Skip("the model", setup)
@@ -70,11 +77,11 @@ class FineTune:
     def _trained(self, state: State, context: Context, setup: SearchSetup) -> PassResult:
         from qcompiler.executor.binding import binding_of
         from qcompiler.training.compressor import LevelCompressor
-        from qcompiler.training.driver import Task, fine_tune
-        from qcompiler.training.measure import held_out_loss
+        from qcompiler.training.driver import Task
+        from qcompiler.training.measure import held_out_distance
+        from qcompiler.training.rounds import Rounds
 
         base = binding_of(state, setup.executor)
-        before = held_out_loss(setup, base)
         task = Task(
             samples=setup.samples,
             outputs=setup.loss.outputs,
@@ -83,27 +90,30 @@ class FineTune:
             schedule=self._schedule(PROBE_STEPS, context.recipe.seed, one_by_one=setup.axes is None),
             finished=context.budget.spent,
         )
-        seconds = 60.0 * context.recipe.fine_tune_minutes
+        seconds, started = 60.0 * context.recipe.fine_tune_minutes, time.monotonic()
         steps = self.steps or (self._steps_in(state, setup, task, seconds) if seconds else DEFAULT_STEPS)
         task = replace(
             task,
             schedule=replace(task.schedule, steps=steps),
             progress=lambda step: context.progress("fine-tuning", step, steps),
+            finished=lambda: context.budget.spent() or (seconds > 0 and time.monotonic() - started > seconds),
         )
-        compressor = LevelCompressor(state, setup.executor)
-        record = fine_tune(setup.executor, compressor, self.period, task)
-        found = replace(state, plan=compressor.planned(state.plan))
-        after = held_out_loss(setup, binding_of(found, setup.executor))
+        rounds = Rounds(setup, LevelCompressor(state, setup.executor), self.period)
+        rounds.run(task, min(self.rounds, steps))
+        found = replace(state, plan=rounds.compressor.planned(state.plan))
+        before, after = rounds.distances[0], held_out_distance(setup, binding_of(found, setup.executor))
         metrics = (
             Metric("distance on acceptance samples before", before, ""),
             Metric("distance on acceptance samples after", after, ""),
-            Metric("mini-batches", record.steps, f"of {steps}"),
-            Metric("inner values matched", record.features, "values"),
-            *(Metric(f"training loss, part {i + 1}", v, "") for i, v in enumerate(record.losses)),
+            Metric("rounds kept", rounds.kept, f"of {len(rounds.records)}"),
+            Metric("mini-batches", rounds.steps, f"of {steps}"),
+            *(Metric(f"learning rate, round {i + 1}", v, "") for i, v in enumerate(rounds.rates)),
+            *(Metric(f"distance behind round {i + 1}", v, "") for i, v in enumerate(rounds.distances[1:])),
+            *(Metric(f"training loss, part {i + 1}", v, "") for i, v in enumerate(_losses(rounds))),
         )
         if not after < before:
             return PassResult(state, self._report(metrics, "training did not help on samples it has not seen"))
-        options = {**self._options(), **record.options, "steps": steps}
+        options = {**self._options(), **(rounds.records[0].options if rounds.records else {}), "steps": steps}
         report = replace(self._report(metrics, ""), changed=True, options=options)
         return PassResult(replace(found, plan=found.plan.signed(self.name, state.plan)), report)
 
@@ -129,8 +139,23 @@ class FineTune:
         )
 
     def _options(self) -> dict[str, bool | int | float | str]:
-        return {"steps": self.steps, "period": self.period, "rate": self.rate, "features": self.features}
+        return {
+            "steps": self.steps,
+            "period": self.period,
+            "rate": self.rate,
+            "features": self.features,
+            "rounds": self.rounds,
+        }
 
     def _report(self, metrics: tuple[Metric, ...], note: str) -> PassReport:
         notes = (note,) if note else ()
         return PassReport(name=self.name, changed=False, options=self._options(), metrics=metrics, notes=notes)
+
+
+def _losses(rounds: Rounds) -> tuple[float, ...]:
+    """Return the mean losses of the halves of every round."""
+    found = []
+    for record in rounds.records:
+        middle = len(record.losses) // 2
+        found += [sum(part) / len(part) for part in (record.losses[:middle], record.losses[middle:]) if part]
+    return tuple(found)

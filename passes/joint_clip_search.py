@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from qcompiler.search.bench import Clock
     from qcompiler.search.joint import JointResult
 
-SECONDS = {2: 25.0, 3: 600.0}
+SECONDS = {2: 25.0, 3: 60.0}
 """Time of a search by effort, where no limit was asked for."""
 SHARE = 0.5
 """Part of the time that is left under a limit."""
@@ -31,7 +31,7 @@ class JointClipSearch:
     stay, and what is found is taken only if it is better on every fourth calibration sample, which is kept back.
 
     Attributes:
-        seconds: for the search; 0 takes 25 s at -O2, 600 s at -O3, and half of what is left under --max-time.
+        seconds: for the search; 0 takes 25 s at -O2, 60 s at -O3, and half of what is left under --max-time.
 
     Source: Nahshan et al. 2021, Loss Aware Post-training Quantization (arXiv:1911.07190). Differs: the loss is the
     distance from the float model; see ``qcompiler.search.joint`` for the rest.

@@ -226,7 +226,7 @@ class _Compilation:
             names = MINIMAL[with_data]
         else:
             names = (*(WITH_DATA if with_data else WITHOUT_DATA), *IMPROVING.get(recipe.effort, ()))
-            names = (*names, *(TRAINING if recipe.fine_tune_minutes else ()))
+            names = tuple(dict.fromkeys((*names, *(TRAINING if recipe.fine_tune_minutes else ()))))
         return select([make_pass(n) for n in names], recipe.skip_passes)
 
     def _improving(self, plan: CompressionPlan) -> tuple[Pass, ...]:

@@ -70,12 +70,33 @@ class FakeQuantize:
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """Return the nearest values of the grid, exactly, whatever the gradient."""
-        with torch.no_grad():
-            rounded = torch.div(x, self.scale).round_().clamp_(self.low, self.high).mul_(self.scale)
-        if not (torch.is_grad_enabled() and x.requires_grad):
-            return rounded
-        inside = x.clamp(float(self.scale) * self.low, float(self.scale) * self.high)
-        return rounded + (inside - inside.detach())
+        found: torch.Tensor = _OnGrid.apply(x, self)
+        return found
+
+    def nearest(self, x: torch.Tensor) -> torch.Tensor:
+        """Return the nearest values of the grid, without a gradient."""
+        return torch.div(x, self.scale).round_().clamp_(self.low, self.high).mul_(self.scale)
+
+    @property
+    def reach(self) -> tuple[float, float]:
+        """What rounds to the two ends of the grid without being clipped: half a step beyond them."""
+        scale = float(self.scale)
+        return scale * (self.low - 0.5), scale * (self.high + 0.5)
+
+
+class _OnGrid(torch.autograd.Function):  # type: ignore[misc]
+    """Rounding to a grid; it keeps its input alone, and its gradient is one operation."""
+
+    @staticmethod
+    def forward(ctx: torch.autograd.function.FunctionCtx, x: torch.Tensor, grid: FakeQuantize) -> torch.Tensor:
+        ctx.save_for_backward(x)
+        ctx.reach = grid.reach
+        return grid.nearest(x)
+
+    @staticmethod
+    def backward(ctx: torch.autograd.function.FunctionCtx, grad: torch.Tensor) -> tuple[torch.Tensor, None]:
+        (x,) = ctx.saved_tensors
+        return torch.ops.aten.hardtanh_backward(grad, x, *ctx.reach), None
 
 
 def fake_quantize_rows(x: torch.Tensor) -> torch.Tensor:

@@ -135,7 +135,8 @@ def fine_tune(model: TorchExecutor, compressor: Compressor, period: int, task: T
         if period > 1 and (step + 1) % period == 0:
             compressor.project()
         task.progress(step + 1)
-    compressor.project()
+    if period > 1:
+        compressor.project()
     return TrainingRecord(
         steps=len(losses),
         period=period,

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 from qcompiler.executor.batching import row_count, rows_of
-from qcompiler.executor.binding import Binding
+from qcompiler.executor.binding import EMPTY, Binding
 from qcompiler.executor.loss import ROWS_AT_ONCE
 from qcompiler.executor.setup import SearchSetup
+
+SMALLEST_POWER = 1e-30
 
 
 def held_out_loss(setup: SearchSetup, binding: Binding) -> float:
@@ -21,3 +24,35 @@ def held_out_loss(setup: SearchSetup, binding: Binding) -> float:
             found = setup.executor.run(rows_of(setup.held_out, part), setup.held_out_loss.outputs, binding=binding)
             total += float(setup.held_out_loss(found, part).sum(dtype=torch.float64))
     return total / rows
+
+
+def held_out_distance(setup: SearchSetup, binding: Binding) -> float:
+    """Return how far a binding is from the float model on the acceptance samples, so that few of them can tell.
+
+    Of class scores it is the mean over rows of the root of their divergence: the divergence itself mostly comes from
+    the two or three rows that happen to lie near a border between classes. Of any other output it is the relative
+    squared error. Outputs are averaged.
+    """
+    rows, step = row_count(setup.held_out), ROWS_AT_ONCE if setup.axes is not None else 1
+    names, classes = setup.held_out_loss.outputs, setup.held_out_loss.classes
+    sums = {name: torch.zeros(3, dtype=torch.float64) for name in names}
+    with torch.no_grad():
+        for first in range(0, rows, step):
+            part = rows_of(setup.held_out, slice(first, min(first + step, rows)))
+            found, wanted = (setup.executor.run(part, names, binding=b) for b in (binding, EMPTY))
+            for name in names:
+                sums[name] += _sums(found[name], wanted[name], scores=name in classes)
+    total = 0.0
+    for name, (roots, error, power) in ((n, s.tolist()) for n, s in sums.items()):
+        total += roots / rows if name in classes else error / max(power, SMALLEST_POWER)
+    return total / len(names)
+
+
+def _sums(found: Tensor, wanted: Tensor, *, scores: bool) -> Tensor:
+    """Return summed roots of divergences, squared error and power of some rows, float64 of shape (3,)."""
+    a, b = (v.detach().double().nan_to_num(0.0, 0.0, 0.0) for v in (found, wanted))
+    roots = torch.zeros((), dtype=torch.float64)
+    if scores:
+        there, here = torch.log_softmax(b, -1), torch.log_softmax(a, -1)
+        roots = (there.exp() * (there - here)).sum(-1).clamp(min=0.0).sqrt().sum()
+    return torch.stack([roots.cpu(), (a - b).square().sum().cpu(), b.square().sum().cpu()])

@@ -35,6 +35,7 @@ BEFORE: dict[str, tuple[str, ...]] = {
     "calibrate": ("fold-batch-norm", "place", "observe", "scale-weights"),
     "solve-codes": ("fold-batch-norm", "place", "observe", "scale-weights"),
     "correct-bias": ("fold-batch-norm", *PLANNING),
+    "solve-on-prefix": BEFORE_LOWERING,
     "clip-round-search": BEFORE_LOWERING,
     "joint-clip-search": BEFORE_LOWERING,
     "reconstruct-blocks": BEFORE_LOWERING,
@@ -97,7 +98,7 @@ def table_net() -> onnx.ModelProto:
     return build(nodes, [("x", FLOAT, [1, 32, 32])], [("y", FLOAT, [1, 32, 32])], constants)
 
 
-SEARCHES = frozenset({"clip-round-search", "joint-clip-search"})
+SEARCHES = frozenset({"solve-on-prefix", "clip-round-search", "joint-clip-search"})
 """Passes that search what few bits lose: they get 4, for weights and activations."""
 
 MODELS: dict[str, Callable[[], onnx.ModelProto]] = {
@@ -114,6 +115,7 @@ MODELS: dict[str, Callable[[], onnx.ModelProto]] = {
 
 FOR = {
     "allocate-bits": ("x86", "W4A8"),
+    "solve-on-prefix": ("x86", "W8A4"),
     "clip-round-search": ("x86", "W8A4"),
     "joint-clip-search": ("x86", "W8A4"),
     "raise-opset": ("qnn", "W8A16"),

@@ -94,7 +94,7 @@ def test_the_pass_keeps_what_is_better_and_signs_it(case):
     state, where, _ = case
     found = make_pass("fine-tune{steps=20}").run(state, where)
     assert found.report.changed
-    assert found.report.options["batch rows"] == 32
+    assert found.report.options["batch rows"] == 16
     trained = [t for t in found.state.plan.tensors.values() if t.decided_by[-1:] == ("fine-tune",)]
     assert {str(t.role) for t in trained} == {"weight", "bias"}
 
