@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from qcompiler.search.bench import Clock
     from qcompiler.search.clip_round import ClipRoundResult
 
-SECONDS = {2: 50.0, 3: 120.0}
+SECONDS = {2: 40.0, 3: 120.0}
 """Time of a search by effort, where no limit was asked for."""
 SHARE = 0.5
 """Part of the time that is left under a limit."""
@@ -33,7 +33,7 @@ class ClipRoundSearch:
     back from the search. What is decided stays as it is for all layers behind.
 
     Attributes:
-        seconds: for the search; 0 takes 50 s at -O2, 120 s at -O3, and half of what is left under --max-time.
+        seconds: for the search; 0 takes 40 s at -O2, 120 s at -O3, and half of what is left under --max-time.
 
     Source: after Kim et al. 2021, Q-Rater: Non-Convex Optimization for Post-Training Uniform Quantization
     (arXiv:2105.01868). The principle is theirs: clipping and rounding of weights and activations by the task loss,

@@ -112,7 +112,9 @@ class FineTune:
             *(Metric(f"training loss, part {i + 1}", v, "") for i, v in enumerate(_losses(rounds))),
         )
         if not after < before:
-            return PassResult(state, self._report(metrics, "training did not help on samples it has not seen"))
+            tried = ", ".join(f"{v:.4f} at rate {r:g}" for v, r in zip(rounds.distances[1:], rounds.rates, strict=True))
+            note = f"training did not help on samples it has not seen: {before:.4f}, behind the rounds {tried}"
+            return PassResult(state, self._report(metrics, note))
         options = {**self._options(), **(rounds.records[0].options if rounds.records else {}), "steps": steps}
         report = replace(self._report(metrics, ""), changed=True, options=options)
         return PassResult(replace(found, plan=found.plan.signed(self.name, state.plan)), report)

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 PARAMETRIZATIONS = ("straight-through", "flexround", "soft-bit")
 WAY = re.compile(r"([a-z-]+)(?:/([1-9]\d*))?")
+THREADS = 2
+"""At least; a number that does not depend on the machine, for sums are cut into as many parts."""
 JOINT_SLOWER = 8
 """What divides the learning rate where the whole network is trained: its blocks are good already."""
 
@@ -79,7 +81,7 @@ class ReconstructBlocks:
         from qcompiler.executor.determinism import deterministic
         from qcompiler.executor.setup import prepare_search
 
-        with deterministic(context.recipe.threads):
+        with deterministic(max(context.recipe.threads, THREADS)):
             setup = prepare_search(state, context)
             if not isinstance(setup, str) and setup.axes is None:
                 setup = "its samples cannot share a run, which the reconstruction of blocks needs"

@@ -14,6 +14,7 @@ torch = pytest.importorskip("torch")
 from qcompiler.budget import Budget  # noqa: E402
 from qcompiler.errors import UsageError  # noqa: E402
 from qcompiler.executor.binding import EMPTY, binding_of  # noqa: E402
+from qcompiler.executor.gain import held_out_gain  # noqa: E402
 from qcompiler.executor.setup import prepare_search  # noqa: E402
 from qcompiler.plan import Role  # noqa: E402
 from qcompiler.registry import make_pass  # noqa: E402
@@ -147,3 +148,15 @@ def test_wrong_options_are_refused(options):
 def test_it_loads_without_torch():
     code = "import sys, qcompiler.passes.solve_on_prefix; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_gain_on_acceptance_samples_comes_with_its_standard_error(case):
+    state, _, setup = case
+    base, exact = binding_of(state, setup.executor), EMPTY
+    gain, error = held_out_gain(setup, base, exact)
+    outputs = setup.held_out_loss.outputs
+    rows = slice(0, len(next(iter(setup.held_out.values()))))
+    losses = setup.held_out_loss(setup.executor.run(setup.held_out, outputs, binding=base), rows).reshape(-1).numpy()
+    assert gain == pytest.approx(losses.mean(), rel=1e-4)
+    assert error == pytest.approx(losses.std(ddof=1) / np.sqrt(len(losses)), rel=1e-3)
+    assert held_out_gain(setup, base, base) == (0.0, 0.0)
