@@ -102,15 +102,7 @@ class FineTune:
         rounds.run(task, min(self.rounds, steps))
         found = replace(state, plan=rounds.compressor.planned(state.plan))
         before, after = rounds.distances[0], held_out_distance(setup, binding_of(found, setup.executor))
-        metrics = (
-            Metric("distance on acceptance samples before", before, ""),
-            Metric("distance on acceptance samples after", after, ""),
-            Metric("rounds kept", rounds.kept, f"of {len(rounds.records)}"),
-            Metric("mini-batches", rounds.steps, f"of {steps}"),
-            *(Metric(f"learning rate, round {i + 1}", v, "") for i, v in enumerate(rounds.rates)),
-            *(Metric(f"distance behind round {i + 1}", v, "") for i, v in enumerate(rounds.distances[1:])),
-            *(Metric(f"training loss, part {i + 1}", v, "") for i, v in enumerate(_losses(rounds))),
-        )
+        metrics = _metrics(rounds, steps, after)
         if not after < before:
             tried = ", ".join(f"{v:.4f} at rate {r:g}" for v, r in zip(rounds.distances[1:], rounds.rates, strict=True))
             note = f"training did not help on samples it has not seen: {before:.4f}, behind the rounds {tried}"
@@ -152,6 +144,18 @@ class FineTune:
     def _report(self, metrics: tuple[Metric, ...], note: str) -> PassReport:
         notes = (note,) if note else ()
         return PassReport(name=self.name, changed=False, options=self._options(), metrics=metrics, notes=notes)
+
+
+def _metrics(rounds: Rounds, steps: int, after: float) -> tuple[Metric, ...]:
+    return (
+        Metric("distance on acceptance samples before", rounds.distances[0], ""),
+        Metric("distance on acceptance samples after", after, ""),
+        Metric("rounds kept", rounds.kept, f"of {len(rounds.records)}"),
+        Metric("mini-batches", rounds.steps, f"of {steps}"),
+        *(Metric(f"learning rate, round {i + 1}", v, "") for i, v in enumerate(rounds.rates)),
+        *(Metric(f"distance behind round {i + 1}", v, "") for i, v in enumerate(rounds.distances[1:])),
+        *(Metric(f"training loss, part {i + 1}", v, "") for i, v in enumerate(_losses(rounds))),
+    )
 
 
 def _losses(rounds: Rounds) -> tuple[float, ...]:
