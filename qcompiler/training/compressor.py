@@ -91,7 +91,8 @@ class LevelCompressor:
 
     def _bias(self, node: str, weight: str) -> tuple[Tensor, Tensor]:
         """Return the trained shift of a bias, a leaf, and the unit it is in: the layer's typical grid step."""
-        scale = self._weights[weight].start.scale
+        start = self._weights[weight].start
+        scale = start.scale * start.gap
         entry = self._start.tensors.get(f"{node}:bias")
         correction = np.zeros(scale.numel()) if entry is None or entry.correction is None else entry.correction
         unit = scale.reshape(-1).mean()

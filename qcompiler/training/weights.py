@@ -43,9 +43,15 @@ class Start:
         """The largest level: how many grid steps it moves if the scale grows by its own size."""
         return float(self.levels.abs().max())
 
+    @property
+    def gap(self) -> float:
+        """The mean distance of neighbouring levels: a table fitted in int8 has few levels far apart."""
+        spread = float(self.levels[-1] - self.levels[0])
+        return spread / (len(self.levels) - 1) if spread > 0 else 1.0
+
     def grown(self, growth: Tensor) -> Tensor:
-        """Return the scale, grown so that the largest level moves by about ``growth`` planned steps."""
-        return (self.scale * (growth / self.reach).exp()).clamp(min=SMALLEST_SCALE)
+        """Return the scale, grown so that the largest level moves by about ``growth`` gaps between levels."""
+        return (self.scale * (growth * (self.gap / self.reach)).exp()).clamp(min=SMALLEST_SCALE)
 
 
 class TrainedWeight(Protocol):
@@ -92,7 +98,8 @@ class _NearestLevel(torch.autograd.Function):  # type: ignore[misc]
 
     @staticmethod
     def forward(ctx: torch.autograd.function.FunctionCtx, x: Tensor, levels: Tensor) -> Tensor:
-        ctx.save_for_backward((x >= levels[0] - 0.5) & (x <= levels[-1] + 0.5))
+        half = (levels[-1] - levels[0]) / max(2 * (len(levels) - 1), 1)
+        ctx.save_for_backward((x >= levels[0] - half) & (x <= levels[-1] + half))
         return levels[torch.bucketize(x, (levels[1:] + levels[:-1]) / 2)]
 
     @staticmethod
@@ -110,42 +117,46 @@ def nearest(x: Tensor, levels: Tensor) -> Tensor:
 class StraightThrough:
     """A weight that moves freely and is rounded wherever it is used; gradients pass straight through the rounding.
 
+    Its position is trained in gaps between levels, and its scale so that the largest level moves as fast: one
+    learning rate suits tables of any width, and the scale does not run ahead of the weights.
+
     Source: Esser et al. 2020, Learned Step Size Quantization (arXiv:1902.08153), equations 1 to 3, for the gradient
     of the scale, which follows from passing the rounding straight. Differs: levels may be any integers, and the
-    scale is trained by its logarithm, without their gradient scale.
+    scale is trained by its logarithm, in the unit above instead of with their gradient scale.
     """
 
     soft = False
 
     def __init__(self, start: Start) -> None:
         self.start = start
-        self.position = start.position.clone().requires_grad_()
+        self._gap = start.gap
+        self.gaps = (start.position / self._gap).requires_grad_()
         self.growth = torch.zeros_like(start.scale).requires_grad_()
 
     def leaves(self) -> Sequence[Tensor]:
-        """Return the position and the growth of the scale."""
-        return self.position, self.growth
+        """Return the position, in gaps between levels, and the growth of the scale."""
+        return self.gaps, self.growth
 
     def scale(self) -> Tensor:
         """Return the planned scale times its growth."""
-        return (self.start.scale * self.growth.exp()).clamp(min=SMALLEST_SCALE)
+        return self.start.grown(self.growth)
 
     def codes(self) -> Tensor:
         """Return the levels nearest to the position."""
-        return nearest(self.position, self.start.levels)
+        return nearest(self.loose(), self.start.levels)
 
     def loose(self) -> Tensor:
         """Return the position."""
-        return self.position
+        return self.gaps * self._gap
 
     def project(self) -> None:
         """Move every weight to its nearest level."""
         with torch.no_grad():
-            self.position.copy_(self.codes())
+            self.gaps.copy_(self.codes() / self._gap)
 
     def penalty(self, progress: float) -> Tensor:
         """Return 0: codes are levels."""
-        return torch.zeros((), device=self.position.device)
+        return torch.zeros((), device=self.gaps.device)
 
 
 class FlexRound:
@@ -167,7 +178,7 @@ class FlexRound:
         self.start = start
         position = start.position
         typical = float(position.square().mean().sqrt())
-        self._unit = 1.0 / max(typical, 1.0)
+        self._unit = start.gap / max(typical, start.gap)
         shapes = [tuple(position.shape)]
         for axis in {start.outputs, 1 if position.dim() > 2 and start.outputs == 0 else None} - {None}:
             shapes.append(tuple(n if i == axis else 1 for i, n in enumerate(position.shape)))
@@ -184,7 +195,7 @@ class FlexRound:
 
     def loose(self) -> Tensor:
         """Return the weight over its divisor."""
-        divisor = self.growth / self.start.reach
+        divisor = self.growth * (self.start.gap / self.start.reach)
         for part in self._divisors:
             divisor = divisor + self._unit * part
         return self.start.position * (-divisor).exp()
@@ -305,6 +316,7 @@ def _within_cell(wanted: Tensor, codes: Tensor, levels: Tensor) -> Tensor:
     ends = torch.tensor([torch.inf], device=levels.device)
     index = torch.bucketize(codes, middles)
     low, high = torch.cat([-ends, middles])[index], torch.cat([middles, ends])[index]
-    room = torch.where((high - low).isfinite(), (high - low) * EDGE, torch.full_like(low, EDGE))
+    gap = (levels[-1] - levels[0]) / max(len(levels) - 1, 1)
+    room = torch.where((high - low).isfinite(), (high - low) * EDGE, EDGE * gap)
     inside = torch.minimum(torch.maximum(wanted, low + room), high - room)
-    return inside.clamp(float(levels[0]) - 0.5, float(levels[-1]) + 0.5)
+    return inside.clamp(float(levels[0] - gap / 2), float(levels[-1] + gap / 2))

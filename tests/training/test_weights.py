@@ -128,3 +128,21 @@ def test_a_weight_without_levels_has_those_of_eight_bits():
     wide = replace(entry, levels=None, spec=replace(entry.spec, num_bits=8), scale=entry.scale / 16)
     start = start_of(wide, torch.tensor(weight))
     assert (float(start.levels[0]), float(start.levels[-1])) == (-127, 127)
+
+
+@pytest.mark.parametrize("way", [StraightThrough, FlexRound])
+def test_a_step_moves_as_far_on_a_fitted_table_as_on_a_dense_one(way):
+    dense, wide = uniform_levels(3), (uniform_levels(3).astype(int) * 31).astype(np.int8)
+    moved, grown = [], []
+    for levels in (dense, wide):
+        entry, weight = planned(levels)
+        trained = way(start_of(entry, torch.tensor(weight)))
+        before, scale = trained.loose().detach(), trained.scale().detach()
+        with torch.no_grad():
+            for leaf in trained.leaves():
+                leaf += 0.1
+        moved.append(((trained.loose() - before) / trained.start.gap).detach())
+        grown.append((trained.scale() / scale).detach())
+    torch.testing.assert_close(moved[0], moved[1], rtol=0.05, atol=0.01)
+    torch.testing.assert_close(grown[0], grown[1])
+    assert float(grown[0].max()) < 1.1
