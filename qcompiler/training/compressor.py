@@ -60,6 +60,9 @@ class LevelCompressor:
         parametrization: how weights choose among their levels.
         nodes: train only what these nodes and no others read; None for all.
         train_biases: also train the biases, which the plan stores as corrections.
+
+    Attributes:
+        fixed_codes: train scales and biases alone.
     """
 
     def __init__(
@@ -71,7 +74,7 @@ class LevelCompressor:
         nodes: Collection[str] | None = None,
         train_biases: bool = True,
     ) -> None:
-        self._executor, self._start = executor, state.plan
+        self._executor, self._start, self.fixed_codes = executor, state.plan, False
         stored = [n for n in executor.model.graph if _precision(state, n.name or "") in STORED]
         inside = [n for n in stored if nodes is None or n.name in nodes]
         outside = {v.name for n in stored if n not in inside for v in n.inputs if v is not None}
@@ -100,8 +103,9 @@ class LevelCompressor:
         return shift.requires_grad_(), unit
 
     def leaves(self) -> Sequence[Tensor]:
-        """Return the leaves of all weights, then the shifts of biases."""
-        weights = [leaf for w in self._weights.values() for leaf in w.leaves()]
+        """Return the leaves of all weights, then the shifts of biases; with ``fixed_codes`` of scales and biases."""
+        kept = slice(-1, None) if self.fixed_codes else slice(None)
+        weights = [leaf for w in self._weights.values() for leaf in w.leaves()[kept]]
         return [*weights, *(shift for shift, _ in self._biases.values())]
 
     def compressed(self, base: Binding) -> Binding:

@@ -22,7 +22,8 @@ class Rounds:
     """Rounds of training, each with a learning rate that falls to 0, from the best that is known.
 
     How fast weights may be trained depends on how good they are: from codes that a solver chose, a rate that suits
-    rounding to nearest only leads away. So the rate is found on the way.
+    rounding to nearest only leads away. So the rate is found on the way. The first of several rounds leaves all codes
+    as they are: scales and biases are few, and fit themselves to samples much less than codes do.
 
     Attributes:
         setup: whose acceptance samples judge; no round trains on them.
@@ -57,7 +58,9 @@ class Rounds:
             done = number * steps
             part = replace(task, schedule=plan, progress=lambda step, done=done: task.progress(done + step))  # type: ignore[misc]
             self.rates.append(rate)
+            self.compressor.fixed_codes = number == 0 and count > 1
             self.records.append(fine_tune(self.setup.executor, self.compressor, self.period, part))
+            self.compressor.fixed_codes = False
             reached = self._distance(task)
             if reached < best:
                 best, kept = reached, _copies(self.compressor.leaves())

@@ -62,7 +62,7 @@ class TrainedWeight(Protocol):
     """It is trained by its loose codes, which gradually become levels; else by its codes."""
 
     def leaves(self) -> Sequence[Tensor]:
-        """Return what is trained, in units in which one learning rate suits all."""
+        """Return what is trained, in units in which one learning rate suits all; the growth of the scale is last."""
         ...
 
     def scale(self) -> Tensor:

@@ -96,3 +96,24 @@ def _with_plan(state, plan):
     from dataclasses import replace
 
     return replace(state, plan=plan)
+
+
+def test_with_fixed_codes_only_scales_and_biases_are_trained(case):
+    state, executor = case[0], case[1]
+    compressor = LevelCompressor(state, executor)
+    every = list(compressor.leaves())
+    before = [t.codes for t in compressor.planned(state.plan).tensors.values() if t.role is Role.WEIGHT]
+    compressor.fixed_codes = True
+    few = list(compressor.leaves())
+    assert sum(x.numel() for x in few) < sum(x.numel() for x in every) / 4
+    with torch.no_grad():
+        for leaf in few:
+            leaf += 0.3
+    found = compressor.planned(state.plan)
+    after = [t.codes for t in found.tensors.values() if t.role is Role.WEIGHT]
+    assert all(np.array_equal(a, b) for a, b in zip(before, after, strict=True))
+    assert any(
+        not np.array_equal(t.scale, state.plan.tensors[t.name].scale)
+        for t in found.tensors.values()
+        if t.role is Role.WEIGHT
+    )
