@@ -175,7 +175,7 @@ class _Compilation:
     def describe(self) -> list[str]:
         """Return the passes and, after placement, the precision of every node, as lines."""
         passes = self._passes()
-        context = replace(self._context(), trial=None, acceptable=None)
+        context = replace(self._context(), trial=None, closeness=None, acceptable=None)
         cut = next((i + 1 for i, p in enumerate(passes) if p.name == "place"), len(passes))
         state, _ = Pipeline(passes[:cut], check=False).run(self._start(), context)
         lines = [f"target {self.target.full_name}", "passes: " + ", ".join(p.name for p in passes)]

@@ -223,8 +223,8 @@ class SearchStage:
     """The first result, or one search for a better one.
 
     Attributes:
-        before_db / after_db: level on the acceptance samples, in dB, of the best plan before and of what this
-            stage found; None where it was not measured.
+        before_db / after_db: closeness on the acceptance samples, in dB, of the best plan before and of what
+            this stage found (see ``Trial.closeness``); None where it was not measured.
         reused: finished parts that were taken over from a search that was stopped.
         detail: why it was not taken, where there is more to say.
     """

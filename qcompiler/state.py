@@ -83,6 +83,7 @@ class Context:
             samples the gate verifies with; None without data.
         trial: returns the SQNR in dB that a state would reach on the acceptance samples if it were finished
             now; None without data or where no search is wanted.
+        closeness: as ``trial``, but class scores count by their probabilities; None where ``trial`` is.
         acceptable: returns whether a state, finished now, would hold the accuracy floors by what is measured on
             samples the gate does not use; None where ``trial`` is.
         size: returns the bytes of the file that a state, finished now, would become.
@@ -96,6 +97,7 @@ class Context:
     calibration: Dataset | None = None
     acceptance: Dataset | None = None
     trial: Callable[[State], float] | None = None
+    closeness: Callable[[State], float] | None = None
     acceptable: Callable[[State], bool] | None = None
     size: Callable[[State], int] | None = None
     progress: Progress = no_progress

@@ -62,7 +62,8 @@ class Improvement:
         settling: passes that run behind every search, such as the correction of biases.
         reports: of the accepted searches.
         stages: what was tried, in order.
-        level: of the best plan before repair, on the acceptance samples, in dB; None before it is known.
+        level: of the best plan before repair, on the acceptance samples (``Context.closeness``), in dB; None before
+            it is known.
     """
 
     attempts: Attempts
@@ -82,7 +83,7 @@ class Improvement:
             first_seconds: how long the first result took.
         """
         budget, log = self.context.budget, self.context.checkpoint.log
-        left, notes = list(steps) if self.context.trial is not None else [], []
+        left, notes = list(steps) if self.context.closeness is not None else [], []
         if not left and not budget.limited and not log.reused:
             return None
         outcome: StageOutcome = "verified" if self.best.held else "floor missed"
@@ -139,8 +140,8 @@ class Improvement:
         return _Tried("better", level, attempt, report)
 
     def _level(self, state: State) -> float:
-        trial = self.context.trial
-        return self.attempts.watch.timed("improving", trial, state) if trial is not None else 0.0
+        closeness = self.context.closeness
+        return self.attempts.watch.timed("improving", closeness, state) if closeness is not None else 0.0
 
     def _adopt(self, tried: _Tried, place: Path) -> None:
         """Make an attempt the best one, and put its files in the place of those that were."""

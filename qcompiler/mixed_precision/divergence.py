@@ -79,9 +79,17 @@ def kl_divergence(expected: NDArray[np.floating], found: NDArray[np.floating]) -
         expected: floating, shape (rows, classes), logits.
         found: floating, the same shape.
     """
+    return max(float(_divergences(expected, found).mean()), 0.0)
+
+
+def root_divergence(expected: NDArray[np.floating], found: NDArray[np.floating]) -> NDArray[np.float64]:
+    """Return the root of the divergence of every row, float64 (rows,); arguments as for ``kl_divergence``."""
+    return np.asarray(np.sqrt(np.maximum(_divergences(expected, found), 0.0)))
+
+
+def _divergences(expected: NDArray[np.floating], found: NDArray[np.floating]) -> NDArray[np.float64]:
     first, second = log_softmax(expected), log_softmax(found)
-    rows = np.sum(np.exp(first) * (first - second), axis=-1)
-    return max(float(rows.mean()), 0.0)
+    return np.asarray(np.sum(np.exp(first) * (first - second), axis=-1))
 
 
 def log_softmax(logits: NDArray[np.floating]) -> NDArray[np.float64]:

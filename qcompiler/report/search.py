@@ -7,7 +7,7 @@ from qcompiler.report.words import count, figure, shorten
 
 COLUMNS = ("stage", "outcome", "before", "after", "seconds", "reused")
 FIGURES = ("before", "after", "seconds", "reused")
-CAPTION = "Levels in dB on the acceptance samples; the gate's own samples decide nothing but whether a result holds"
+CAPTION = "Closeness in dB on acceptance samples; the gate's own samples decide nothing but whether a result holds"
 
 _ENDS = {
     "complete": "complete",

@@ -36,7 +36,7 @@ SIZING: tuple[tuple[Fact, str], ...] = (
 
 
 def with_judges(context: Context, model: ir.Model, samples: Samples) -> Context:
-    """Return a context whose ``size`` answers, and where there is data and a search also ``trial`` and ``acceptable``.
+    """Return a context whose ``size`` answers, and where there is data and a search its judges of accuracy too.
 
     Args:
         context: of a compilation.
@@ -47,9 +47,11 @@ def with_judges(context: Context, model: ir.Model, samples: Samples) -> Context:
     searching = context.recipe.effort > 0 and context.recipe.replay is None
     if samples.acceptance is None or samples.calibration is None or not searching:
         return context
+    trial = Trial(model, context.target, samples.acceptance, context)
     return replace(
         context,
-        trial=Trial(model, context.target, samples.acceptance, context),
+        trial=trial,
+        closeness=trial.closeness,
         acceptable=FloorCheck(model, _judged(model, samples.acceptance, samples.calibration), context),
     )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -12,13 +12,15 @@ from numpy.typing import NDArray
 from qcompiler.budget import NO_CHECKPOINT
 from qcompiler.data import Dataset, Subset
 from qcompiler.errors import DataError, RuntimeUnavailable
-from qcompiler.model.measured import measured_values
+from qcompiler.mixed_precision.divergence import root_divergence
+from qcompiler.model.measured import FLOATS, measured_values
 from qcompiler.passes import LOSSLESS
 from qcompiler.pipeline import Pipeline
 from qcompiler.protocols import Target
 from qcompiler.quant.grid import power_ratio_db
 from qcompiler.registry import make_pass
 from qcompiler.runtime.capture import Executor, stream
+from qcompiler.samples import class_outputs
 from qcompiler.state import Context, Fact, State
 
 FINISHING: tuple[tuple[Fact, str], ...] = (
@@ -52,6 +54,9 @@ class Trial:
         self._samples, self._target = acceptance, target
         names = measured_values(reference)
         threads = context.recipe.threads
+        classes = class_outputs(reference, None)
+        floats = [v.name or "" for v in reference.graph.outputs if v.dtype in FLOATS]
+        self._scores = frozenset(i for i, name in enumerate(floats) if name in classes)
         self._expected = [
             [np.asarray(values[n]) for n in names] for values in stream(reference, names, acceptance, threads=threads)
         ]
@@ -74,21 +79,41 @@ class Trial:
         Outputs count alike: the mean of their error-to-signal ratios is what is returned. What the runtime
         does not load or run is worth nothing.
         """
+        return self._level(state)
+
+    def closeness(self, state: State) -> float:
+        """Return how close the answers of the finished state are to the float model's, in dB.
+
+        Of class scores it is the root of the divergence of their probabilities, averaged over rows and taken as an
+        amplitude: what all scores of a row have in common changes no answer, and the mean of the divergence itself
+        would hang on the few rows between two classes. Of every other output it is the SQNR.
+        """
+        return self._level(state, self._scores)
+
+    def _level(self, state: State, scores: Collection[int] = ()) -> float:
         try:
-            return self._level(self.lowered(state))
+            return self._measured(self.lowered(state), scores)
         except (RuntimeUnavailable, DataError):
             return WORTHLESS_DB
 
-    def _level(self, model: ir.Model) -> float:
+    def _measured(self, model: ir.Model, scores: Collection[int]) -> float:
         names = measured_values(model)
         executor = Executor(model, names, self._context.recipe.threads)
         signal, error = np.zeros(len(names)), np.zeros(len(names))
         for index, expected in enumerate(self._expected):
             found = executor.run(self._samples[index])
             for which, name in enumerate(names):
-                a, b = _finite(expected[which], np.asarray(found[name]))
-                signal[which] += float(a @ a)
-                error[which] += float(np.sum((a - b) ** 2))
+                got = np.asarray(found[name])
+                if which in scores and got.shape == expected[which].shape:
+                    roots = root_divergence(expected[which], np.nan_to_num(got))
+                    signal[which] += len(roots)
+                    error[which] += float(roots.sum())
+                else:
+                    a, b = _finite(expected[which], got)
+                    signal[which] += float(a @ a)
+                    error[which] += float(np.sum((a - b) ** 2))
+        for which in scores:
+            error[which] *= error[which] / max(signal[which], 1.0)
         live = signal > 0
         ratio = float(np.mean(error[live] / signal[live])) if live.any() else 0.0
         level = power_ratio_db(1.0, ratio)

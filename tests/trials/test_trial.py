@@ -56,6 +56,29 @@ def softmax_net() -> onnx.ModelProto:
     return proto
 
 
+def shifted(proto: onnx.ModelProto, offset: float) -> onnx.ModelProto:
+    changed = onnx.ModelProto()
+    changed.CopyFrom(proto)
+    bias = next(i for i in changed.graph.initializer if i.name == "b2")
+    values = onnx.numpy_helper.to_array(bias) + np.float32(offset)
+    bias.CopyFrom(onnx.numpy_helper.from_array(values, bias.name))
+    return changed
+
+
+def test_what_all_scores_have_in_common_counts_in_the_level_alone():
+    state, where = planned(softmax_net())
+    trial = Trial(state.model, where.target, samples(state.model, 4, seed=5), where)
+    moved = replace(state, model=start(shifted(softmax_net(), 0.5)).model)
+    assert trial(moved) < trial(state) - 3
+    assert trial.closeness(moved) == pytest.approx(trial.closeness(state), abs=3.0)
+    coarse = [
+        replace(t, scale=t.scale * np.float32(8))
+        for t in state.plan.tensors.values()
+        if t.role is Role.ACTIVATION and t.scale is not None
+    ]
+    assert trial.closeness(replace(state, plan=state.plan.with_tensors(*coarse))) < trial.closeness(state) - 3
+
+
 def test_logits_are_compared_where_the_output_is_probabilities():
     state, where = planned(softmax_net())
     assert measured_values(state.model) == ["y"]
