@@ -26,7 +26,7 @@ from qcompiler.protocols import Pass, PassKind, Target
 from qcompiler.recipe import Recipe
 from qcompiler.records import CompileReport, PassReport, Search
 from qcompiler.registry import load_target, make_pass
-from qcompiler.repair.bits import rescaling
+from qcompiler.repair.bits import rescaling, with_nearest
 from qcompiler.report.card import CardInputs, quantization_card
 from qcompiler.report.compare import write_comparison
 from qcompiler.report.digest import floor_sentence
@@ -91,7 +91,7 @@ def compile_model(
     outputs = [OutputFolder(place, force=force) for place in places]
     emulator = emulator_for(recipe, names, progress)
     started, budget = time.perf_counter(), Budget(seconds=recipe.max_time_s, memory_bytes=recipe.max_memory_bytes)
-    check_metric(recipe.metric)
+    check_metric(recipe)
     for target in targets:
         check_target(target, recipe)
     progress("loading", 0, 0)
@@ -298,7 +298,8 @@ class _Compilation:
         return layer_levels(state.model, lowered.model, names, part, self.job.recipe.threads)
 
     def _report(self, best: Attempt, reports: tuple[PassReport, ...], search: Search | None) -> CompileReport:
-        job, state, verdict = self.job, best.state, with_shared_plan(best.gate.verdict, best.state.plan)
+        job, state = self.job, best.state
+        verdict = with_shared_plan(with_nearest(best.gate.verdict, state.bit_search, job.recipe), state.plan)
         levels, reports = {}, (*reports, *best.lowering)
         if not best.gate.verdict.failure:
             levels = self.watch.timed("measuring layers", self._levels, state, best.lowered)

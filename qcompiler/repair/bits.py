@@ -14,12 +14,12 @@ from qcompiler.mixed_precision.widths import Choosable, choosable, row_importanc
 from qcompiler.pipeline import Pipeline
 from qcompiler.plan import QuantSpec, Role, TensorPlan
 from qcompiler.protocols import Pass
-from qcompiler.quant.allocation import Allocation
+from qcompiler.quant.allocation import MAX_SIZE, Allocation, kilobytes
 from qcompiler.quant.frontier import BitSearch
 from qcompiler.quant.weights import absmax_scale
 from qcompiler.quant.width_error import width_errors
 from qcompiler.recipe import Recipe
-from qcompiler.records import LayerDamage, Verdict
+from qcompiler.records import Floor, LayerDamage, Verdict
 from qcompiler.state import Context, Fact, State
 
 FULL = 8
@@ -114,8 +114,24 @@ def next_point(search: BitSearch, verdict: Verdict, recipe: Recipe, raised: int 
 
 
 def _misses_accuracy(verdict: Verdict) -> bool:
-    found = [f for f in verdict.missed if f.reached is not None]
-    return any(f.unit != "bytes" and "latency" not in f.name for f in found)
+    return any(_of_accuracy(f) for f in verdict.missed if f.reached is not None)
+
+
+def _of_accuracy(floor: Floor) -> bool:
+    return floor.unit != "bytes" and "latency" not in floor.name
+
+
+def with_nearest(verdict: Verdict, search: BitSearch | None, recipe: Recipe) -> Verdict:
+    """Return a verdict whose missed floors on accuracy say which file size would probably hold them.
+
+    That is said where a size limit of the user left no room for what accuracy needs.
+    """
+    limit, needed = recipe.floors.max_size_bytes, None if search is None else search.needed_bytes
+    if limit is None or needed is None or needed <= limit:
+        return verdict
+    said = f"{MAX_SIZE} {kilobytes(limit)} leaves no room for it: about {kilobytes(needed, up=True)} would hold it"
+    floors = (replace(f, detail=said) if f.held is False and _of_accuracy(f) else f for f in verdict.floors)
+    return replace(verdict, floors=tuple(floors))
 
 
 def rewidened(state: State, search: BitSearch, point: Allocation) -> tuple[State, tuple[str, ...]]:

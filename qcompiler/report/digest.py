@@ -65,7 +65,7 @@ def floor_sentence(floor: Floor) -> str:
     limit = f"{floor.direction} {figure(floor.limit, floor.unit)}"
     asked = f"{limit} was asked" if floor.asked_by == "user" else f"the default is {limit}"
     reached = "was not measured" if floor.reached is None else f"is {figure(floor.reached, floor.unit)}"
-    why = f" ({printable(floor.detail)})" if floor.reached is None and floor.detail else ""
+    why = f" ({printable(floor.detail)})" if floor.detail and not floor.held else ""
     return f"{printable(floor.name)} {reached} where {asked}{why}"
 
 

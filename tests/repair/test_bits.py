@@ -20,8 +20,10 @@ from qcompiler.repair.bits import (
     rewidened,
     widened,
     with_actions,
+    with_nearest,
 )
 from qcompiler.repair.regions import DAMAGING, FEWER_BITS, MAX_REPAIRS, MORE_BITS, Repair, compute_nodes
+from qcompiler.report.digest import floor_sentence
 from qcompiler.trials.acceptance import FileSize, FloorCheck, agreement, cosine, expected_drop, sqnr_db
 from qcompiler.trials.trial import Trial
 from tests.compiling import lowered, run_passes, samples, serialized
@@ -89,6 +91,25 @@ def test_a_size_limit_is_never_given_up_for_accuracy(decided):
     assert tight is None or (tight.stored_bytes <= search.chosen.stored_bytes and tight.loss < search.chosen.loss)
     wide = next_point(search, missed(), Recipe(floors=Floors(max_size_bytes=limit + 60)))
     assert wide is None or wide.stored_bytes <= search.chosen.stored_bytes + 60
+
+
+def test_a_missed_floor_names_the_size_that_would_hold_it(decided):
+    search = replace(decided[0].bit_search, needed_bytes=26_100)
+    tight = Recipe(floors=Floors(max_size_bytes=22_000))
+    (floor,) = with_nearest(missed(), search, tight).floors
+    said = (
+        "is 10.0 dB where at least 20.0 dB was asked (--max-size 22KB leaves no room for it: about 27KB would hold it)"
+    )
+    assert floor_sentence(floor) == f"SQNR of 'scores' {said}"
+    for verdict, known, recipe in (
+        (missed("bytes", 5, 9, "file size"), search, tight),
+        (missed("of the original", 1.0, 1.2, "latency ratio"), search, tight),
+        (missed(), search, Recipe(floors=Floors(max_size_bytes=30_000))),
+        (missed(), search, Recipe()),
+        (missed(), decided[0].bit_search, tight),
+        (missed(), None, tight),
+    ):
+        assert with_nearest(verdict, known, recipe) == verdict
 
 
 def test_a_file_too_large_gets_the_best_smaller_point(decided):
