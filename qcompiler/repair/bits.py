@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -64,7 +64,9 @@ class Widening:
     widths: str
 
 
-def other_widths(state: State, verdict: Verdict, context: Context, raised: int) -> Widening | None:
+def other_widths(
+    state: State, verdict: Verdict, context: Context, raised: int, tried: Container[tuple[int, ...]] = ()
+) -> Widening | None:
     """Return other widths to try after a missed floor, None if they cannot help.
 
     Args:
@@ -72,16 +74,23 @@ def other_widths(state: State, verdict: Verdict, context: Context, raised: int) 
         verdict: what the gate found.
         context: of the compilation.
         raised: how often there were more bits already.
+        tried: allocations, by their bits, that the gate has seen already.
     """
-    search = state.bit_search
-    if search is None:
+    if state.bit_search is None:
         return widened(state, verdict, context)
+    search = _weighed(state.bit_search, verdict)
     point = next_point(search, verdict, context.recipe, raised)
-    if point is None:
+    if point is None or point.bits in tried:
         return None
     found, changed = rewidened(state, search, point)
     widths = f"({search.chosen.mean_bits:.2f} -> {point.mean_bits:.2f} on average)"
     return Widening(found, changed, point.loss < search.chosen.loss, widths)
+
+
+def _weighed(search: BitSearch, verdict: Verdict) -> BitSearch:
+    """Return a search that knows from the written file what of it is no weight: before, that was an estimate."""
+    size = sum(n for name, n in verdict.file_bytes.items() if name.startswith("model.onnx"))
+    return replace(search, fixed_bytes=size - search.chosen.stored_bytes) if size else search
 
 
 def next_point(search: BitSearch, verdict: Verdict, recipe: Recipe, raised: int = 0) -> Allocation | None:
@@ -194,6 +203,11 @@ def more_bits_help(state: State, context: Context) -> bool:
         return True
     below = [c for c in choosable(state, context.recipe) if width_of(c.entry) < FULL]
     return bool(below) and context.trial(_at_full_width(state, *below)) - context.trial(state) >= CLEAR_DB
+
+
+def below_full(state: State) -> bool:
+    """Return True if some weight has fewer bits than a byte."""
+    return any(t.role is Role.WEIGHT and width_of(t) < FULL for t in state.plan.tensors.values())
 
 
 def width_of(entry: TensorPlan) -> int:

@@ -15,6 +15,7 @@ from qcompiler.registry import make_pass
 from qcompiler.repair.bits import (
     more_bits_help,
     next_point,
+    other_widths,
     ranked_damage,
     rescaling,
     rewidened,
@@ -78,6 +79,7 @@ def test_bits_are_not_spent_where_they_do_not_help(decided):
 
 def test_layers_still_go_back_to_float_when_bits_are_used_up(decided):
     state, where = decided
+    where = replace(where, trial=lambda other: 5.0 * (len(compute_nodes(other)) < len(compute_nodes(state))))
     repair = Repair(where, state, rescaling([make_pass(n) for n in ("place", *FINISH)], where))
     repair.steps = [RepairStep(action=MORE_BITS, layers=(), outcome="")] * MAX_REPAIRS
     assert repair.propose(missed(), ()) is not None
@@ -117,6 +119,44 @@ def test_a_file_too_large_gets_the_best_smaller_point(decided):
     point = next_point(search, missed("bytes", 1000.0, 1100.0, "file size"), Recipe())
     assert point.stored_bytes <= search.chosen.stored_bytes - 100
     assert next_point(search, missed("bytes", 0.0, 1e9, "file size"), Recipe()) is None
+
+
+def test_what_the_written_file_takes_decides_how_many_bits_there_is_room_for(decided):
+    """By the estimate a better point would fit; the file that was written fills the limit already."""
+    state, where = decided
+    search = state.bit_search
+    better = search.smallest_within(search.chosen.loss / 2)
+    limit = search.fixed_bytes + better.stored_bytes
+    where = replace(where, recipe=replace(where.recipe, floors=Floors(max_size_bytes=limit)))
+    agreement = missed("share", 0.9, 0.5, "agreement of 'scores'")
+    assert other_widths(state, agreement, where, 0).state.bit_search.chosen.stored_bytes > search.chosen.stored_bytes
+    full = replace(agreement, file_bytes={"original": 9 * limit, "model.onnx": limit - 8, "model.onnx.data": 8})
+    found = other_widths(state, full, where, 0)
+    assert found is None or found.state.bit_search.chosen.stored_bytes <= search.chosen.stored_bytes
+
+
+def test_no_allocation_is_tried_twice(decided):
+    state, where = decided
+    repair = Repair(where, state, rescaling([make_pass(n) for n in ("place", *FINISH)], where))
+    assert repair.propose(missed("bytes", 1000.0, 1001.0, "file size"), ()) is not None
+    assert state.bit_search.chosen.bits in repair.tried
+    smaller = repair.planned
+    point = next_point(smaller.bit_search, missed(), where.recipe)
+    assert other_widths(smaller, missed(), where, 0) is not None
+    assert other_widths(smaller, missed(), where, 0, {point.bits}) is None
+
+
+def test_layers_stay_in_integers_where_the_weights_alone_do_the_damage(decided):
+    state, where = decided
+    search = state.bit_search
+    limit = search.fixed_bytes + search.chosen.stored_bytes
+    recipe = replace(where.recipe, floors=Floors(max_size_bytes=limit))
+    for gain, actions in ((0.5, []), (5.0, [DAMAGING])):
+        trial = lambda s, g=gain: g * (len(compute_nodes(s)) < len(compute_nodes(state)))  # noqa: E731
+        judged = replace(where, recipe=recipe, trial=trial)
+        repair = Repair(judged, state, rescaling([make_pass(n) for n in ("place", *FINISH)], judged))
+        assert (repair.propose(missed(), ()) is None) == (not actions)
+        assert [s.action for s in repair.steps] == actions
 
 
 def test_other_misses_are_no_matter_of_bits(decided):
