@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from qcompiler.errors import UsageError
 from qcompiler.mixed_precision.sensitivity import Sensitivities, sensitivities
+from qcompiler.mixed_precision.smallest import smallest_acceptable
 from qcompiler.mixed_precision.widths import WIDTHS, Choosable, with_widths
 from qcompiler.mixed_precision.widths import choosable as choosable_weights
 from qcompiler.plan import Precision, QuantSpec
@@ -22,8 +23,6 @@ from qcompiler.state import Context, Fact, State
 FULL = 8
 DOUBT = 0.01
 """Share of a file that solvers may yet save, by tables of levels that layers share."""
-CANDIDATES = 48
-"""Points of the frontier that a search by accuracy chooses from; bisection tries about six of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,7 +195,7 @@ def _chosen(search: BitSearch, state: State, context: Context) -> BitSearch:
     mean = recipe.weight_bits if recipe.allocation == "mixed" else None
     by_accuracy = mean is None and (recipe.allocation == "auto" or drops(recipe))
     if by_accuracy and context.acceptable is not None:
-        wanted = _smallest(search, lambda point: _acceptable(search, point, state, context))
+        wanted = smallest_acceptable(search, state, context)
         needed = None if wanted is None else search.fixed_bytes + wanted.stored_bytes
         search = replace(search, needed_bytes=needed, chosen=search.chosen if wanted is None else wanted)
         if limit is None or search.fixed_bytes + search.chosen.stored_bytes <= limit:
@@ -207,26 +206,6 @@ def _chosen(search: BitSearch, state: State, context: Context) -> BitSearch:
         return search
     budget = Budget(max_bytes=limit, fixed_bytes=search.fixed_bytes, mean_bits=mean)
     return replace(search, chosen=allocate(search.items, budget))
-
-
-def _acceptable(search: BitSearch, point: Allocation, state: State, context: Context) -> bool:
-    return context.acceptable is not None and context.acceptable(_at(state, search.widths(point)))
-
-
-def _smallest(search: BitSearch, holds: Callable[[Allocation], bool]) -> Allocation | None:
-    """Return the smallest point of the frontier that holds, by bisection; None if not even the widest widths do."""
-    stride = max(1, -(-len(search.points) // CANDIDATES))
-    points = [*search.points[::-1][::stride]][::-1]
-    low, high = 0, len(points) - 1
-    if not holds(points[high]):
-        return None
-    while low < high:
-        middle = (low + high) // 2
-        if holds(points[middle]):
-            high = middle
-        else:
-            low = middle + 1
-    return points[high]
 
 
 def _decided(state: State, search: BitSearch, layers: Sequence[Choosable]) -> State:

@@ -10,6 +10,7 @@ import numpy as np
 
 from qcompiler.layers import SATURATED_SHARE, clipped_share
 from qcompiler.lowering import mean_shift
+from qcompiler.mixed_precision.smallest import smallest_acceptable
 from qcompiler.mixed_precision.widths import Choosable, choosable, row_importance, weight_rows, with_widths
 from qcompiler.pipeline import Pipeline
 from qcompiler.plan import QuantSpec, Role, TensorPlan
@@ -109,7 +110,7 @@ def next_point(search: BitSearch, verdict: Verdict, recipe: Recipe, raised: int 
     sizes = [f.reached - f.limit for f in verdict.missed if f.unit == "bytes" and f.reached is not None]
     if sizes:
         point = search.best_within(search.chosen.stored_bytes - max(sizes) - SPARE_BYTES)
-    elif _misses_accuracy(verdict):
+    elif misses_accuracy(verdict):
         share = min(STEP ** (2**raised), 10 ** (-(deficit_db(verdict) + 0.5) / 10))
         point = search.smallest_within(search.chosen.loss * share) or search.points[-1]
         limit = recipe.floors.max_size_bytes
@@ -122,7 +123,8 @@ def next_point(search: BitSearch, verdict: Verdict, recipe: Recipe, raised: int 
     return None if point is None or point.bits == search.chosen.bits else point
 
 
-def _misses_accuracy(verdict: Verdict) -> bool:
+def misses_accuracy(verdict: Verdict) -> bool:
+    """Return True if a floor on accuracy was measured and missed."""
     return any(_of_accuracy(f) for f in verdict.missed if f.reached is not None)
 
 
@@ -130,13 +132,25 @@ def _of_accuracy(floor: Floor) -> bool:
     return floor.unit != "bytes" and "latency" not in floor.name
 
 
-def with_nearest(verdict: Verdict, search: BitSearch | None, recipe: Recipe) -> Verdict:
+def with_nearest(verdict: Verdict, state: State, context: Context) -> Verdict:
     """Return a verdict whose missed floors on accuracy say which file size would probably hold them.
 
-    That is said where a size limit of the user left no room for what accuracy needs.
+    That is said where a size limit of the user left no room for what accuracy needs. Where it was not known before,
+    it is searched for now.
+
+    Args:
+        verdict: of the gate.
+        state: that the gate judged.
+        context: of the compilation.
     """
-    limit, needed = recipe.floors.max_size_bytes, None if search is None else search.needed_bytes
-    if limit is None or needed is None or needed <= limit:
+    search, limit = state.bit_search, context.recipe.floors.max_size_bytes
+    if search is None or limit is None or not misses_accuracy(verdict):
+        return verdict
+    needed = search.needed_bytes
+    if needed is None and context.acceptable is not None:
+        point = smallest_acceptable(search, _unscaled(state), context)
+        needed = None if point is None else search.fixed_bytes + point.stored_bytes
+    if needed is None or needed <= limit:
         return verdict
     said = f"{MAX_SIZE} {kilobytes(limit)} leaves no room for it: about {kilobytes(needed, up=True)} would hold it"
     floors = (replace(f, detail=said) if f.held is False and _of_accuracy(f) else f for f in verdict.floors)
@@ -171,7 +185,7 @@ def widened(state: State, verdict: Verdict, context: Context) -> Widening | None
         context: of the compilation.
     """
     free = [c for c in choosable(state, context.recipe) if c.fixed is None and width_of(c.entry) < FULL]
-    if not free or not _misses_accuracy(verdict):
+    if not free or not misses_accuracy(verdict):
         return None
     before = min(width_of(c.entry) for c in free)
     after = before + max(1, math.ceil(deficit_db(verdict) / DB_A_BIT))

@@ -18,6 +18,7 @@ from qcompiler.repair.bits import (
     CLEAR_DB,
     below_full,
     deficit_db,
+    misses_accuracy,
     more_bits_help,
     other_widths,
     ranked_damage,
@@ -38,6 +39,9 @@ DAMAGING = "float for the stretch that does most damage"
 EVERYWHERE = "float everywhere"
 MORE_BITS = "more bits"
 FEWER_BITS = "fewer bits"
+NO_ROOM = "kept: --max-size leaves no room for more bits"
+NO_WIDER = "kept: there are no wider weights to try"
+NO_GAIN = "kept: 8-bit weights everywhere gain little"
 
 
 @dataclass
@@ -100,16 +104,24 @@ class Repair:
             self.tried.add(self.planned.bit_search.chosen.bits)
         found = other_widths(self.planned, verdict, self.context, raised, self.tried)
         if found is None:
+            if misses_accuracy(verdict) and not self.damages:
+                self._rank(NO_ROOM if self.context.recipe.floors.max_size_bytes is not None else NO_WIDER)
             return None
         if found.more:
-            self.damages = self.damages or ranked_damage(self.planned, self.context)
-            if not more_bits_help(self.planned, self.context):
+            helps = more_bits_help(self.planned, self.context)
+            if not self.damages or not helps:
+                self._rank("" if helps else NO_GAIN)
+            if not helps:
                 return None
         self.planned = self.replan(found.state)
         self.damages = with_actions(self.damages, self.planned)
         action = f"{MORE_BITS if found.more else FEWER_BITS} {found.widths}"
         self.steps.append(RepairStep(action=action, layers=found.changed, outcome="; ".join(_reasons(verdict))))
         return reverted(self.planned, self.context, self.reverted, NAME)
+
+    def _rank(self, action: str) -> None:
+        """Measure which layers do the damage, and say what is done about all of them alike."""
+        self.damages = with_actions(ranked_damage(self.planned, self.context), self.planned, action)
 
     def _tries(self, *actions: str) -> int:
         """Return how often something was tried."""

@@ -9,6 +9,7 @@ import pytest
 
 from qcompiler.layers import MAX_FRONTIER, frontier_report
 from qcompiler.plan import Role
+from qcompiler.quant.allocation import kilobytes
 from qcompiler.recipe import Floors, MatchRule, Recipe, bits_fields
 from qcompiler.records import Floor, RepairStep, Verdict
 from qcompiler.registry import make_pass
@@ -23,8 +24,18 @@ from qcompiler.repair.bits import (
     with_actions,
     with_nearest,
 )
-from qcompiler.repair.regions import DAMAGING, FEWER_BITS, MAX_REPAIRS, MORE_BITS, Repair, compute_nodes
+from qcompiler.repair.regions import (
+    DAMAGING,
+    FEWER_BITS,
+    MAX_REPAIRS,
+    MORE_BITS,
+    NO_ROOM,
+    NO_WIDER,
+    Repair,
+    compute_nodes,
+)
 from qcompiler.report.digest import floor_sentence
+from qcompiler.state import Fact
 from qcompiler.trials.acceptance import FileSize, FloorCheck, agreement, cosine, expected_drop, sqnr_db
 from qcompiler.trials.trial import Trial
 from tests.compiling import lowered, run_passes, samples, serialized
@@ -96,22 +107,54 @@ def test_a_size_limit_is_never_given_up_for_accuracy(decided):
 
 
 def test_a_missed_floor_names_the_size_that_would_hold_it(decided):
-    search = replace(decided[0].bit_search, needed_bytes=26_100)
-    tight = Recipe(floors=Floors(max_size_bytes=22_000))
-    (floor,) = with_nearest(missed(), search, tight).floors
+    state, where = decided
+    known = replace(state, bit_search=replace(state.bit_search, needed_bytes=26_100))
+    tight = replace(where, recipe=replace(where.recipe, floors=Floors(max_size_bytes=22_000)))
+    (floor,) = with_nearest(missed(), known, tight).floors
     said = (
         "is 10.0 dB where at least 20.0 dB was asked (--max-size 22KB leaves no room for it: about 27KB would hold it)"
     )
     assert floor_sentence(floor) == f"SQNR of 'scores' {said}"
-    for verdict, known, recipe in (
-        (missed("bytes", 5, 9, "file size"), search, tight),
-        (missed("of the original", 1.0, 1.2, "latency ratio"), search, tight),
-        (missed(), search, Recipe(floors=Floors(max_size_bytes=30_000))),
-        (missed(), search, Recipe()),
-        (missed(), decided[0].bit_search, tight),
-        (missed(), None, tight),
+    roomy = replace(where, recipe=replace(where.recipe, floors=Floors(max_size_bytes=30_000)))
+    for verdict, found, context in (
+        (missed("bytes", 5, 9, "file size"), known, tight),
+        (missed("of the original", 1.0, 1.2, "latency ratio"), known, tight),
+        (missed(), known, roomy),
+        (missed(), known, where),
+        (missed(), state, tight),
+        (missed(), replace(state, bit_search=None), tight),
     ):
-        assert with_nearest(verdict, known, recipe) == verdict
+        assert with_nearest(verdict, found, context) == verdict
+
+
+def test_the_size_that_would_hold_a_missed_floor_is_searched_for_where_nobody_knew_it(decided):
+    state, where = decided
+    search = state.bit_search
+    limit = search.fixed_bytes + search.chosen.stored_bytes
+    floors = Floors(max_size_bytes=limit)
+    rounded = []
+
+    def acceptable(candidate):
+        rounded.append(Fact.WEIGHT_SCALES not in candidate.facts)
+        return set(widths(candidate).values()) == {8}
+
+    context = replace(where, recipe=replace(where.recipe, floors=floors), acceptable=acceptable)
+    (floor,) = with_nearest(missed(), state, context).floors
+    full = search.fixed_bytes + search.points[-1].stored_bytes
+    assert kilobytes(full, up=True) in floor.detail
+    assert set(rounded) == {True}, "wider weights need new scales"
+    assert with_nearest(missed(), state, replace(context, acceptable=lambda _: False)) == missed()
+
+
+@pytest.mark.parametrize("limit", [1, None])
+def test_damage_is_ranked_also_where_no_more_bits_can_be_had(decided, limit):
+    state, where = decided
+    wide = replace(state, bit_search=replace(state.bit_search, points=(state.bit_search.chosen,)))
+    where = replace(where, recipe=replace(where.recipe, floors=Floors(max_size_bytes=limit)), trial=lambda _: 1.0)
+    repair = Repair(where, wide, rescaling([make_pass(n) for n in ("place", *FINISH)], where))
+    assert repair.propose(missed(), ()) is None
+    assert repair.damages
+    assert {d.action for d in repair.damages} == {NO_WIDER if limit is None else NO_ROOM}
 
 
 def test_a_file_too_large_gets_the_best_smaller_point(decided):
