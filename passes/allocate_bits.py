@@ -81,7 +81,7 @@ class AllocateBits:
         ]
         if found.correlation is not None:
             metrics.append(Metric("rank correlation of predicted and measured loss", round(found.correlation, 3), ""))
-        notes = [f"loss: {found.unit}"]
+        notes = [f"predicted loss: {found.unit}"]
         if context.recipe.floors.max_latency_ratio is not None:
             notes.append(latency_note(context.target))
         notes += [] if chosen.proven else ["the integer program ran out of time: the allocation may not be the best"]

@@ -171,6 +171,23 @@ def stored_phrase(verdict: Verdict) -> str:
     return ", ".join(f"{part} {bytes_text(size)}" for part, size in verdict.stored_bytes.items() if size > 0)
 
 
+FULL_BITS = 8
+"""Where all weights have this width, reports do without it."""
+DAMAGE = "Why accuracy fell: the layers below 8 bits that cost most, by trials on samples that the gate does not use"
+
+
+def widths_phrase(report: CompileReport) -> str:
+    """Return the widths of weights, such as ``1 to 4 bits, 2.98 on average``; "" where none is below 8 bits."""
+    found = [layer.weight_bits for layer in report.layers if layer.weight_bits is not None]
+    if not found or min(found) >= FULL_BITS:
+        return ""
+    low, high = min(found), max(found)
+    if low == high:
+        return count(low, "bit")
+    mean = "" if report.frontier is None else f", {report.frontier.chosen.mean_bits:.2f} on average"
+    return f"{low} to {high} bits{mean}"
+
+
 def load_phrases(verdict: Verdict) -> dict[str, str]:
     """Return what loading the result takes against the original: "load" and "load memory", as far as measured."""
     original, result = verdict.loads.get("original"), verdict.loads.get("result")
