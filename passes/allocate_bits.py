@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from qcompiler.errors import UsageError
 from qcompiler.mixed_precision.sensitivity import Sensitivities, sensitivities
+from qcompiler.mixed_precision.smallest import smallest_acceptable
 from qcompiler.mixed_precision.widths import WIDTHS, Choosable, with_widths
 from qcompiler.mixed_precision.widths import choosable as choosable_weights
 from qcompiler.plan import Precision, QuantSpec
-from qcompiler.protocols import OpRule, PassKind, PassResult
-from qcompiler.quant.allocation import Allocation, Budget, Item, allocate, allocation_of
+from qcompiler.protocols import OpRule, PassKind, PassResult, Target
+from qcompiler.quant.allocation import MAX_SIZE, MEAN_BITS, Allocation, Budget, Item, allocate, allocation_of, kilobytes
 from qcompiler.quant.frontier import BitSearch, frontier
 from qcompiler.recipe import Recipe
 from qcompiler.records import Metric, PassReport
+from qcompiler.runtime.widths import looks_up_levels
 from qcompiler.state import Context, Fact, State
 
 FULL = 8
-CANDIDATES = 48
-"""Points of the frontier that a search by accuracy chooses from; bisection tries about six of them."""
+DOUBT = 0.01
+"""Share of a file that solvers may yet save, by tables of levels that layers share."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +55,7 @@ class AllocateBits:
         recipe = context.recipe
         nothing = PassReport(name=self.name, changed=False, options={"measured": self.measured})
         if not asked(recipe):
+            _refuse_one_width_too_large(state, context)
             return PassResult(state, nothing)
         layers = choosable_weights(state, recipe)
         if not layers:
@@ -64,22 +67,23 @@ class AllocateBits:
             note = f"{FULL} bits everywhere keep to the size limit"
             return PassResult(state, replace(nothing, notes=(note,)))
         found = sensitivities(state, layers, widths, context if self.measured else replace(context, calibration=None))
-        search = _search(found, fixed)
-        search = replace(search, chosen=_chosen(search, state, context))
-        return PassResult(_decided(state, search, layers), self._report(search, found, fixed))
+        search = _chosen(_search(found, fixed), state, context)
+        return PassResult(_decided(state, search, layers), self._report(search, found, context))
 
-    def _report(self, search: BitSearch, found: Sensitivities, fixed: int) -> PassReport:
+    def _report(self, search: BitSearch, found: Sensitivities, context: Context) -> PassReport:
         chosen = search.chosen
         metrics = [
             Metric("layers", len(search.items), "weights"),
             Metric("mean width", round(chosen.mean_bits, 4), "bits"),
-            Metric("predicted file", fixed + chosen.stored_bytes, "bytes"),
+            Metric("predicted file", search.fixed_bytes + chosen.stored_bytes, "bytes"),
             Metric("predicted loss", float(f"{chosen.loss:.4g}"), ""),
             Metric("measured", found.trials, "runs"),
         ]
         if found.correlation is not None:
             metrics.append(Metric("rank correlation of predicted and measured loss", round(found.correlation, 3), ""))
-        notes = [f"loss: {found.unit}"]
+        notes = [f"predicted loss: {found.unit}"]
+        if context.recipe.floors.max_latency_ratio is not None:
+            notes.append(latency_note(context.target))
         notes += [] if chosen.proven else ["the integer program ran out of time: the allocation may not be the best"]
         return PassReport(
             name=self.name,
@@ -88,6 +92,17 @@ class AllocateBits:
             metrics=tuple(metrics),
             notes=tuple(notes),
         )
+
+
+def latency_note(target: Target) -> str:
+    """Return what a limit on latency has to do with the widths of weights on a target, on one line."""
+    if looks_up_levels(target):
+        why = (
+            f"{target.full_name} unpacks weights once, when a session is loaded, and runs 8-bit kernels at every width"
+        )
+    else:
+        why = f"nothing is known about what a width costs on {target.full_name}"
+    return f"--max-latency-ratio decides which layers run in float, not their widths: {why}"
 
 
 def asked(recipe: Recipe) -> bool:
@@ -100,8 +115,7 @@ def asked(recipe: Recipe) -> bool:
 
 def drops(recipe: Recipe) -> bool:
     """Return True if a recipe limits the loss of a metric that there is."""
-    known = recipe.labels is not None or recipe.metric not in ("auto", "top1", "sqnr")
-    return recipe.floors.max_drop is not None and known
+    return recipe.floors.max_drop is not None and recipe.has_metric
 
 
 def _widths(layer: Choosable, state: State, context: Context) -> tuple[int, ...]:
@@ -140,6 +154,19 @@ def _stored(size: int, spec: QuantSpec | None) -> int:
     return -(-size * (FULL if spec is None else spec.num_bits) // 8)
 
 
+def _refuse_one_width_too_large(state: State, context: Context) -> None:
+    """Raise UsageError if the one width that a recipe prescribes gives a file beyond its size limit."""
+    recipe, limit = context.recipe, context.recipe.floors.max_size_bytes
+    if recipe.allocation != "uniform" or limit is None or context.size is None:
+        return
+    size = context.size(state)
+    if size * (1 - DOUBT) > limit:
+        raise UsageError(
+            f"{MAX_SIZE} {kilobytes(limit)} and {MEAN_BITS} {recipe.bits} contradict each other: these widths take "
+            f"{kilobytes(size, up=True)}; ask for at least that, or leave {MEAN_BITS} out to have widths chosen"
+        )
+
+
 def _fits_already(recipe: Recipe, fixed: int, layers: Sequence[Choosable], widths: Sequence[tuple[int, ...]]) -> bool:
     limit = recipe.floors.max_size_bytes
     if recipe.allocation != "limits" or limit is None or drops(recipe):
@@ -161,43 +188,24 @@ def _search(found: Sensitivities, fixed: int) -> BitSearch:
     )
 
 
-def _chosen(search: BitSearch, state: State, context: Context) -> Allocation:
-    """Return the allocation that the recipe asks for."""
+def _chosen(search: BitSearch, state: State, context: Context) -> BitSearch:
+    """Return the search with the allocation that the recipe asks for."""
     recipe = context.recipe
     limit = recipe.floors.max_size_bytes
     mean = recipe.weight_bits if recipe.allocation == "mixed" else None
-    if mean is not None:
-        return allocate(search.items, Budget(max_bytes=limit, fixed_bytes=search.fixed_bytes, mean_bits=mean))
-    by_accuracy = recipe.allocation == "auto" or drops(recipe)
+    by_accuracy = mean is None and (recipe.allocation == "auto" or drops(recipe))
     if by_accuracy and context.acceptable is not None:
-        wanted = _smallest(search, lambda point: _acceptable(search, point, state, context))
-        if limit is None or search.fixed_bytes + wanted.stored_bytes <= limit:
-            return wanted
-    elif recipe.allocation == "auto" and limit is None:
+        wanted = smallest_acceptable(search, state, context)
+        needed = None if wanted is None else search.fixed_bytes + wanted.stored_bytes
+        search = replace(search, needed_bytes=needed, chosen=search.chosen if wanted is None else wanted)
+        if limit is None or search.fixed_bytes + search.chosen.stored_bytes <= limit:
+            return search
+    elif by_accuracy and limit is None and recipe.allocation == "auto":
         raise UsageError("--bits auto needs samples to judge accuracy by: give --data, or bits such as W4A8")
-    if limit is not None:
-        return allocate(search.items, Budget(max_bytes=limit, fixed_bytes=search.fixed_bytes))
-    return search.chosen
-
-
-def _acceptable(search: BitSearch, point: Allocation, state: State, context: Context) -> bool:
-    return context.acceptable is not None and context.acceptable(_at(state, search.widths(point)))
-
-
-def _smallest(search: BitSearch, holds: Callable[[Allocation], bool]) -> Allocation:
-    """Return the smallest point of the frontier that holds, by bisection; the widest widths if none does."""
-    stride = max(1, -(-len(search.points) // CANDIDATES))
-    points = [*search.points[::-1][::stride]][::-1]
-    low, high = 0, len(points) - 1
-    if not holds(points[high]):
-        return search.chosen
-    while low < high:
-        middle = (low + high) // 2
-        if holds(points[middle]):
-            high = middle
-        else:
-            low = middle + 1
-    return points[high]
+    if mean is None and limit is None:
+        return search
+    budget = Budget(max_bytes=limit, fixed_bytes=search.fixed_bytes, mean_bits=mean)
+    return replace(search, chosen=allocate(search.items, budget))
 
 
 def _decided(state: State, search: BitSearch, layers: Sequence[Choosable]) -> State:

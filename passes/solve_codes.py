@@ -15,6 +15,7 @@ from qcompiler.errors import UsageError
 from qcompiler.layer_problems import PlannedWeight, gram_matrices, planned_weights, row_floor
 from qcompiler.plan import TensorPlan
 from qcompiler.protocols import PassKind, PassResult
+from qcompiler.quant.gram import dead_inputs, is_singular
 from qcompiler.quant.grid import power_ratio_db
 from qcompiler.quant.levels import Levels
 from qcompiler.quant.solvers import SOLVERS
@@ -35,6 +36,9 @@ from qcompiler.state import Context, Fact, State
 
 BY_EFFORT = {0: "nearest", 1: "nearest+gptq+descent", 2: "nearest+gptq+descent+adaround+flexround"}
 """Solvers by effort, where none are named; more effort takes the last."""
+
+NAMED = 3
+"""Layers that a note names."""
 
 HELD_SHARE = 2
 """Without acceptance samples, every second calibration sample decides instead of solving."""
@@ -127,6 +131,7 @@ class SolveCodes:
             options=dict(options),
             metrics=_metrics(len(done), contests),
             skipped=tuple(skipped),
+            notes=_notes(search),
             tables=(_table(solvers, contests),) if contests else (),
         )
         return PassResult(replace(state, plan=state.plan.with_tensors(*done)), report)
@@ -206,6 +211,20 @@ def _split(context: Context) -> tuple[Dataset | None, Dataset | None]:
     held = every[1::HELD_SHARE] or every
     search = tuple(i for i in every if i not in held) or every
     return Subset(context.calibration, search), Subset(context.calibration, held)
+
+
+def _notes(grams: Grams) -> tuple[str, ...]:
+    """Return in one line which layers have a singular Gram matrix, and what becomes of them."""
+    names = [name for name, gram in grams.items() if is_singular(gram)]
+    if not names:
+        return ()
+    dead = sum(dead_inputs(grams[name]) for name in names)
+    some = f" (never varied: {dead}; weights of these are rounded to nearest)" if dead else ""
+    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+    return (
+        f"singular Gram matrix of {', '.join(names[:NAMED])}{more}: the samples do not tell all inputs apart{some}; "
+        "damping decides what they leave open",
+    )
 
 
 def _level(power: float, error: float | None) -> float | None:

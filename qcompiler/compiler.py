@@ -24,9 +24,9 @@ from qcompiler.placement.dispatch import Placing, place_measured
 from qcompiler.plan import CompressionPlan, Role
 from qcompiler.protocols import Pass, PassKind, Target
 from qcompiler.recipe import Recipe
-from qcompiler.records import CompileReport, PassReport, Search
+from qcompiler.records import CompileReport, LayerDamage, PassReport, Search
 from qcompiler.registry import load_target, make_pass
-from qcompiler.repair.bits import rescaling
+from qcompiler.repair.bits import ranked_damage, rescaling, with_actions, with_nearest
 from qcompiler.report.card import CardInputs, quantization_card
 from qcompiler.report.compare import write_comparison
 from qcompiler.report.digest import floor_sentence
@@ -91,7 +91,7 @@ def compile_model(
     outputs = [OutputFolder(place, force=force) for place in places]
     emulator = emulator_for(recipe, names, progress)
     started, budget = time.perf_counter(), Budget(seconds=recipe.max_time_s, memory_bytes=recipe.max_memory_bytes)
-    check_metric(recipe.metric)
+    check_metric(recipe)
     for target in targets:
         check_target(target, recipe)
     progress("loading", 0, 0)
@@ -163,7 +163,7 @@ class _Compilation:
             better = Improvement(attempts, context, output.path, first, settling)
             with finish_on_signals(budget, lambda: better.best.held):
                 search = better.run(self._improving(state.plan), time.perf_counter() - started)
-                report = self._report(better.best, (*reports, *better.reports), search)
+                report = self._report(better, (*reports, *better.reports), search)
                 better.best.state.plan.save(output.path)
                 write_report(report, output.path)
                 write_html(report, output.path)
@@ -297,8 +297,17 @@ class _Compilation:
         part = Subset(few, tuple(range(min(LEVEL_SAMPLES, len(few)))))
         return layer_levels(state.model, lowered.model, names, part, self.job.recipe.threads)
 
-    def _report(self, best: Attempt, reports: tuple[PassReport, ...], search: Search | None) -> CompileReport:
-        job, state, verdict = self.job, best.state, with_shared_plan(best.gate.verdict, best.state.plan)
+    def _damages(self, best: Attempt, context: Context) -> list[LayerDamage]:
+        """Return the layers below 8 bits by the damage they do, also where no floor was missed by it."""
+        if best.repair.damages or best.gate.verdict.failure or not best.held or context.budget.spent():
+            return best.repair.damages
+        found = self.watch.timed("measuring layers", ranked_damage, best.state, context)
+        return with_actions(found, best.state, "none: every floor holds")
+
+    def _report(self, better: Improvement, reports: tuple[PassReport, ...], search: Search | None) -> CompileReport:
+        job, best, context = self.job, better.best, better.context
+        state = best.state
+        verdict = with_shared_plan(with_nearest(best.gate.verdict, state, context), state.plan)
         levels, reports = {}, (*reports, *best.lowering)
         if not best.gate.verdict.failure:
             levels = self.watch.timed("measuring layers", self._levels, state, best.lowered)
@@ -330,7 +339,7 @@ class _Compilation:
             card=quantization_card(facts),
             layer_times=best.gate.layer_times,
             frontier=frontier_report(best.state),
-            damages=tuple(best.repair.damages),
+            damages=tuple(self._damages(best, context)),
             stage_seconds=dict(self.watch.seconds),
             machine=machine_name(),
             search=search,

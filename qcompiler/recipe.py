@@ -200,6 +200,11 @@ class Recipe:
         below = self.weight_bits < max(WEIGHT_BITS) and self.allocation == "uniform"
         return f"W{self.weight_bits}A{self.activation_bits}{':uniform' if below else ''}"
 
+    @property
+    def has_metric(self) -> bool:
+        """True if there is a figure whose loss a floor can limit; whether the model has class scores shows later."""
+        return self.metric == "cosine" or ":" in self.metric or (self.labels is not None and self.metric != "sqnr")
+
     def rule_of(self, names: Iterable[str]) -> MatchRule | None:
         """Return the last rule whose pattern is found in one of the names: those of a node and of its constants."""
         known = list(names)

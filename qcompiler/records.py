@@ -394,7 +394,7 @@ class CompileReport:
     stage_seconds: Mapping[str, float] = field(default_factory=dict)
     frontier: Frontier | None = None  # none where no widths were chosen
     damages: tuple[LayerDamage, ...] = ()
-    """Layers that did most damage when an accuracy floor was missed below 8 bits, worst first."""
+    """Layers below 8 bits that do most damage, worst first; with repairs, as it was before the first of them."""
     machine: str = ""
     search: Search | None = None
     """None where no search for better results was asked for or made."""

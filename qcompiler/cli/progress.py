@@ -43,8 +43,8 @@ def show_progress() -> Iterator[Progress]:
         if task is None or task[0] != what:
             if task is not None:
                 display.remove_task(task[1])
-            task = what, display.add_task(what)
-        # A stage that cannot say how long it is pulses instead of filling a bar.
+            # A stage that cannot say how long it is pulses instead of filling a bar.
+            task = what, display.add_task(what, completed=done, total=total or None)
         display.update(task[1], completed=done, total=total or None)
 
     # A timer, not a test in the callback: one long call that reports nothing must still show its name.

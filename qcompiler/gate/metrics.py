@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from qcompiler.data import load_callable
 from qcompiler.errors import DataError, UsageError
 from qcompiler.model.probe import shorten
+from qcompiler.recipe import Recipe
 from qcompiler.records import MetricComparison
 from qcompiler.runtime.gate_process import output_comparison
 
@@ -20,14 +21,20 @@ Metric = Callable[[dict[str, list[NDArray[Any]]], "NDArray[np.int64] | None"], f
 """A user's metric: {output name: arrays, one per sample} and the labels (or None) -> a figure, larger is better."""
 
 
-def check_metric(spec: str) -> None:
-    """Load a metric that is a function, so that a wrong name ends before the work begins.
+def check_metric(recipe: Recipe) -> None:
+    """Check that the metric of a recipe can be computed, as far as that shows before the work begins.
 
     Raises:
-        DataError: it cannot be imported.
+        DataError: it is a function that cannot be imported.
+        UsageError: its loss is limited, and there is no metric.
     """
-    if ":" in spec:
-        load_callable(spec)
+    if ":" in recipe.metric:
+        load_callable(recipe.metric)
+    if recipe.floors.max_drop is not None and not recipe.has_metric:
+        raise UsageError(
+            f"--max-drop {recipe.floors.max_drop:g} limits the loss of a metric, and there is none: give --labels for "
+            "top-1, or --metric with cosine or module:function; --min-sqnr limits the noise"
+        )
 
 
 def compare_metric(

@@ -8,14 +8,15 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from qcompiler.errors import ModelError
+from qcompiler.errors import ModelError, UsageError
 from qcompiler.model.load import load_model
 from qcompiler.passes import MINIMAL
 from qcompiler.pipeline import Pipeline
 from qcompiler.plan import CompressionPlan, Precision
-from qcompiler.recipe import Recipe
+from qcompiler.recipe import Recipe, bits_fields
 from qcompiler.registry import load_target, make_pass
 from qcompiler.runtime.optimized import COMPUTE_OPS, node_macs
+from qcompiler.runtime.widths import check_bits
 from qcompiler.samples import FLOATS, prepare_samples
 from qcompiler.state import Context, State
 
@@ -39,6 +40,7 @@ class LintResult:
 
     Attributes:
         target: with its profile.
+        bits: widths of weights and activations that the table was asked for, such as ``W8A8``.
         summary: what the target is.
         only_a_table: nothing can be run for this target.
         nodes: nodes that compute floats.
@@ -48,6 +50,7 @@ class LintResult:
     """
 
     target: str
+    bits: str
     summary: str
     only_a_table: bool
     nodes: int
@@ -57,14 +60,22 @@ class LintResult:
     findings: tuple[Finding, ...]
 
 
-def lint_model(model: Path | str, target_name: str) -> LintResult:
+def lint_model(model: Path | str, target_name: str, bits: str = "W8A8") -> LintResult:
     """Return what a target's table says about a float model, as if there were data to calibrate on.
+
+    Args:
+        model: the file.
+        target_name: the target, with its profile.
+        bits: widths of weights and activations. A mean width such as ``W4A8`` is looked up as if every weight had it.
 
     Raises:
         ModelError: the model cannot be read, or is quantized already.
-        UsageError: no target has this name.
+        UsageError: no target has this name, it takes no such widths, or they are to be found by a search.
     """
-    target, recipe, path = load_target(target_name), Recipe(), Path(model)
+    target, recipe, path = load_target(target_name), Recipe(**bits_fields(bits)), Path(model)
+    if recipe.allocation == "auto":
+        raise UsageError("a table says nothing about --bits auto, which compiling finds; lint with widths such as W4A8")
+    check_bits(target, recipe)
     loaded = load_model(path)
     if loaded.facts.already_quantized:
         raise ModelError(f"{path}: the model is already quantized; lint the float model that it was made from")
@@ -78,6 +89,7 @@ def lint_model(model: Path | str, target_name: str) -> LintResult:
     compute = [n for n in nodes if n.op_type in COMPUTE_OPS]
     return LintResult(
         target=target.full_name,
+        bits=recipe.bits,
         summary=target.summary,
         only_a_table=not target.runtime_name,
         nodes=len(nodes),

@@ -18,7 +18,7 @@ from qcompiler.state import State
 WIDTHS = (1, 2, 3, 4, 5, 6, 7, 8)
 MULTIPLIED = frozenset({"Conv", "Gemm", "MatMul"})
 """Operators whose weights take part; tables and recurrent weights keep the width of the recipe."""
-PACKING_BYTES = 320
+PACKING_BYTES = 400
 """What unpacking one weight below 8 bits costs in the file; the gate measures the file itself."""
 DEAD = 1e-3
 """Inputs that hardly vary on the samples still count this share of the mean: they may vary on others."""

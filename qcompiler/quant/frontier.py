@@ -121,6 +121,8 @@ class BitSearch:
         unit: what the loss is.
         correlation: rank correlation of predicted with measured loss, over ``checked`` runs; None if unknown.
         trials: runs that were measured, those included.
+        needed_bytes: of the smallest file that would hold the floors on accuracy, by what was measured before the
+            gate; None where that was not asked, or where no widths would.
     """
 
     items: tuple[Item, ...]
@@ -131,6 +133,7 @@ class BitSearch:
     correlation: float | None = None
     checked: int = 0
     trials: int = 0
+    needed_bytes: int | None = None
 
     def smallest_within(self, loss: float) -> Allocation | None:
         """Return the smallest allocation whose predicted loss is at most ``loss``; None if there is none."""

@@ -14,6 +14,8 @@ Float64 = NDArray[np.float64]
 DAMPING = 0.01
 """Share of the mean diagonal that is added to a Gram matrix; what a few samples say is not the whole truth."""
 
+SINGULAR = 1e-12
+"""A pivot below this share of the largest diagonal element is what rounding left of a 0."""
 MAX_DAMPINGS = 10
 """How often the damping is repeated while a factorization fails."""
 
@@ -93,6 +95,24 @@ def damped(gram: Float64, share: float = DAMPING) -> Float64:
     mean = np.einsum("gii->g", gram) / max(gram.shape[-1], 1)
     added = np.where(mean > 0, share * mean, 1.0)
     return gram + added[:, None, None] * np.eye(gram.shape[-1])
+
+
+def dead_inputs(gram: Float64) -> int:
+    """Return how many inputs, over all groups, never moved away from their mean (from 0 where it is not centered)."""
+    return int(np.count_nonzero(np.einsum("gii->gi", gram) <= 0))
+
+
+def is_singular(gram: Float64) -> bool:
+    """Return True if some combination of inputs never moved, so that what is rounded there has no effect on the error.
+
+    Args:
+        gram: float64, shape (groups, inputs, inputs), positive semidefinite, as it was captured.
+    """
+    try:
+        pivots = np.square(np.einsum("gii->gi", np.linalg.cholesky(gram)))
+    except np.linalg.LinAlgError:
+        return True
+    return bool((pivots.min(-1) <= SINGULAR * np.einsum("gii->gi", gram).max(-1)).any())
 
 
 def inverse_factor(gram: Float64) -> Float64:

@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from qcompiler.layers import SATURATED_SHARE, clipped_share
 from qcompiler.lowering import mean_shift
+from qcompiler.mixed_precision.smallest import smallest_acceptable
 from qcompiler.mixed_precision.widths import Choosable, choosable, row_importance, weight_rows, with_widths
 from qcompiler.pipeline import Pipeline
 from qcompiler.plan import QuantSpec, Role, TensorPlan
 from qcompiler.protocols import Pass
-from qcompiler.quant.allocation import Allocation
+from qcompiler.quant.allocation import MAX_SIZE, Allocation, kilobytes
 from qcompiler.quant.frontier import BitSearch
 from qcompiler.quant.weights import absmax_scale
 from qcompiler.quant.width_error import width_errors
 from qcompiler.recipe import Recipe
-from qcompiler.records import LayerDamage, Verdict
+from qcompiler.records import Floor, LayerDamage, Verdict
 from qcompiler.state import Context, Fact, State
 
 FULL = 8
@@ -64,7 +65,9 @@ class Widening:
     widths: str
 
 
-def other_widths(state: State, verdict: Verdict, context: Context, raised: int) -> Widening | None:
+def other_widths(
+    state: State, verdict: Verdict, context: Context, raised: int, tried: Container[tuple[int, ...]] = ()
+) -> Widening | None:
     """Return other widths to try after a missed floor, None if they cannot help.
 
     Args:
@@ -72,16 +75,23 @@ def other_widths(state: State, verdict: Verdict, context: Context, raised: int) 
         verdict: what the gate found.
         context: of the compilation.
         raised: how often there were more bits already.
+        tried: allocations, by their bits, that the gate has seen already.
     """
-    search = state.bit_search
-    if search is None:
+    if state.bit_search is None:
         return widened(state, verdict, context)
+    search = _weighed(state.bit_search, verdict)
     point = next_point(search, verdict, context.recipe, raised)
-    if point is None:
+    if point is None or point.bits in tried:
         return None
     found, changed = rewidened(state, search, point)
     widths = f"({search.chosen.mean_bits:.2f} -> {point.mean_bits:.2f} on average)"
     return Widening(found, changed, point.loss < search.chosen.loss, widths)
+
+
+def _weighed(search: BitSearch, verdict: Verdict) -> BitSearch:
+    """Return a search that knows from the written file what of it is no weight: before, that was an estimate."""
+    size = sum(n for name, n in verdict.file_bytes.items() if name.startswith("model.onnx"))
+    return replace(search, fixed_bytes=size - search.chosen.stored_bytes) if size else search
 
 
 def next_point(search: BitSearch, verdict: Verdict, recipe: Recipe, raised: int = 0) -> Allocation | None:
@@ -100,7 +110,7 @@ def next_point(search: BitSearch, verdict: Verdict, recipe: Recipe, raised: int 
     sizes = [f.reached - f.limit for f in verdict.missed if f.unit == "bytes" and f.reached is not None]
     if sizes:
         point = search.best_within(search.chosen.stored_bytes - max(sizes) - SPARE_BYTES)
-    elif _misses_accuracy(verdict):
+    elif misses_accuracy(verdict):
         share = min(STEP ** (2**raised), 10 ** (-(deficit_db(verdict) + 0.5) / 10))
         point = search.smallest_within(search.chosen.loss * share) or search.points[-1]
         limit = recipe.floors.max_size_bytes
@@ -113,9 +123,38 @@ def next_point(search: BitSearch, verdict: Verdict, recipe: Recipe, raised: int 
     return None if point is None or point.bits == search.chosen.bits else point
 
 
-def _misses_accuracy(verdict: Verdict) -> bool:
-    found = [f for f in verdict.missed if f.reached is not None]
-    return any(f.unit != "bytes" and "latency" not in f.name for f in found)
+def misses_accuracy(verdict: Verdict) -> bool:
+    """Return True if a floor on accuracy was measured and missed."""
+    return any(_of_accuracy(f) for f in verdict.missed if f.reached is not None)
+
+
+def _of_accuracy(floor: Floor) -> bool:
+    return floor.unit != "bytes" and "latency" not in floor.name
+
+
+def with_nearest(verdict: Verdict, state: State, context: Context) -> Verdict:
+    """Return a verdict whose missed floors on accuracy say which file size would probably hold them.
+
+    That is said where a size limit of the user left no room for what accuracy needs. Where it was not known before,
+    it is searched for now.
+
+    Args:
+        verdict: of the gate.
+        state: that the gate judged.
+        context: of the compilation.
+    """
+    search, limit = state.bit_search, context.recipe.floors.max_size_bytes
+    if search is None or limit is None or not misses_accuracy(verdict):
+        return verdict
+    needed = search.needed_bytes
+    if needed is None and context.acceptable is not None:
+        point = smallest_acceptable(search, _unscaled(state), context)
+        needed = None if point is None else search.fixed_bytes + point.stored_bytes
+    if needed is None or needed <= limit:
+        return verdict
+    said = f"{MAX_SIZE} {kilobytes(limit)} leaves no room for it: about {kilobytes(needed, up=True)} would hold it"
+    floors = (replace(f, detail=said) if f.held is False and _of_accuracy(f) else f for f in verdict.floors)
+    return replace(verdict, floors=tuple(floors))
 
 
 def rewidened(state: State, search: BitSearch, point: Allocation) -> tuple[State, tuple[str, ...]]:
@@ -146,7 +185,7 @@ def widened(state: State, verdict: Verdict, context: Context) -> Widening | None
         context: of the compilation.
     """
     free = [c for c in choosable(state, context.recipe) if c.fixed is None and width_of(c.entry) < FULL]
-    if not free or not _misses_accuracy(verdict):
+    if not free or not misses_accuracy(verdict):
         return None
     before = min(width_of(c.entry) for c in free)
     after = before + max(1, math.ceil(deficit_db(verdict) / DB_A_BIT))
@@ -178,6 +217,11 @@ def more_bits_help(state: State, context: Context) -> bool:
         return True
     below = [c for c in choosable(state, context.recipe) if width_of(c.entry) < FULL]
     return bool(below) and context.trial(_at_full_width(state, *below)) - context.trial(state) >= CLEAR_DB
+
+
+def below_full(state: State) -> bool:
+    """Return True if some weight has fewer bits than a byte."""
+    return any(t.role is Role.WEIGHT and width_of(t) < FULL for t in state.plan.tensors.values())
 
 
 def width_of(entry: TensorPlan) -> int:

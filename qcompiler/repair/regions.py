@@ -14,7 +14,16 @@ from qcompiler.plan import NodePlan, Precision, Role
 from qcompiler.recipe import MatchRule
 from qcompiler.records import LayerDamage, LayerTime, RepairStep, Verdict
 from qcompiler.registry import make_pass
-from qcompiler.repair.bits import deficit_db, more_bits_help, other_widths, ranked_damage, with_actions
+from qcompiler.repair.bits import (
+    CLEAR_DB,
+    below_full,
+    deficit_db,
+    misses_accuracy,
+    more_bits_help,
+    other_widths,
+    ranked_damage,
+    with_actions,
+)
 from qcompiler.runtime.optimized import COMPUTE_OPS
 from qcompiler.state import Context, State
 
@@ -30,6 +39,9 @@ DAMAGING = "float for the stretch that does most damage"
 EVERYWHERE = "float everywhere"
 MORE_BITS = "more bits"
 FEWER_BITS = "fewer bits"
+NO_ROOM = "kept: --max-size leaves no room for more bits"
+NO_WIDER = "kept: there are no wider weights to try"
+NO_GAIN = "kept: 8-bit weights everywhere gain little"
 
 
 @dataclass
@@ -50,6 +62,8 @@ class Repair:
     steps: list[RepairStep] = field(default_factory=list)
     damages: list[LayerDamage] = field(default_factory=list)
     reverted: frozenset[str] = frozenset()
+    tried: set[tuple[int, ...]] = field(default_factory=set)
+    """Allocations of bits that the gate has seen."""
 
     def propose(self, verdict: Verdict, times: Sequence[LayerTime]) -> State | None:
         """Return the state to try next, None if there is nothing left to try.
@@ -72,6 +86,8 @@ class Repair:
         else:
             action, chosen = DAMAGING, self._damaging(left, deficit_db(verdict))
         reasons = _reasons(verdict)
+        if not chosen:
+            return None
         outcome = verdict.failure or "; ".join(reasons) or f"{LATENCY} above its limit"
         if action == DAMAGING:
             self.damages = [replace(d, action="float") if d.name in chosen else d for d in self.damages]
@@ -84,18 +100,28 @@ class Repair:
         raised, lowered = self._tries(MORE_BITS), self._tries(FEWER_BITS)
         if self.replan is None or verdict.failure or raised + lowered >= MAX_REPAIRS:
             return None
-        found = other_widths(self.planned, verdict, self.context, raised)
+        if self.planned.bit_search is not None:
+            self.tried.add(self.planned.bit_search.chosen.bits)
+        found = other_widths(self.planned, verdict, self.context, raised, self.tried)
         if found is None:
+            if misses_accuracy(verdict) and not self.damages:
+                self._rank(NO_ROOM if self.context.recipe.floors.max_size_bytes is not None else NO_WIDER)
             return None
         if found.more:
-            self.damages = self.damages or ranked_damage(self.planned, self.context)
-            if not more_bits_help(self.planned, self.context):
+            helps = more_bits_help(self.planned, self.context)
+            if not self.damages or not helps:
+                self._rank("" if helps else NO_GAIN)
+            if not helps:
                 return None
         self.planned = self.replan(found.state)
         self.damages = with_actions(self.damages, self.planned)
         action = f"{MORE_BITS if found.more else FEWER_BITS} {found.widths}"
         self.steps.append(RepairStep(action=action, layers=found.changed, outcome="; ".join(_reasons(verdict))))
         return reverted(self.planned, self.context, self.reverted, NAME)
+
+    def _rank(self, action: str) -> None:
+        """Measure which layers do the damage, and say what is done about all of them alike."""
+        self.damages = with_actions(ranked_damage(self.planned, self.context), self.planned, action)
 
     def _tries(self, *actions: str) -> int:
         """Return how often something was tried."""
@@ -120,7 +146,10 @@ class Repair:
         def level(nodes: Sequence[str]) -> float:
             return trial(reverted(self.planned, self.context, self.reverted | frozenset(nodes), NAME))
 
-        goal = level(()) + max(deficit_db + MARGIN_DB, MIN_GAIN_DB)
+        start = level(())
+        if below_full(self.planned) and level(left) - start < CLEAR_DB:
+            return []  # the rounding of the weights does the damage, and they keep it in float
+        goal = start + max(deficit_db + MARGIN_DB, MIN_GAIN_DB)
         stretches = [list(s) for s in np.array_split(np.asarray(left, dtype=object), min(STRETCHES, len(left)))]
         gains: dict[int, float] = {}
         for index, stretch in enumerate(stretches):

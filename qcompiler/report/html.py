@@ -29,8 +29,6 @@ FILE_NAME = "report.html"
 MAX_BYTES = 1_500_000
 NAME_WIDTH = 160
 TEXT_WIDTH = 1200
-FULL_BITS = 8
-"""Where all weights have this width, the table of layers does without it."""
 _BAR_PIXELS = 40
 _NO_LIMIT = 10**9
 
@@ -143,7 +141,7 @@ def _render(report: CompileReport, limits: Limits) -> str:
         "error": any(row["layer"].sqnr_db is not None for row in rows),
         "bytes": any(row["layer"].bytes_before for row in rows),
         "time": bool(report.layer_times),
-        "bits": any(layer.weight_bits is not None and layer.weight_bits < FULL_BITS for layer in report.layers),
+        "bits": any(layer.weight_bits is not None and layer.weight_bits < digest.FULL_BITS for layer in report.layers),
     }
     return (
         environment()
@@ -182,6 +180,7 @@ def _verdict_parts(report: CompileReport) -> dict[str, Any]:
         "metric": digest.metric_phrase(metric) + digest.flips_phrase(metric) if metric else "",
         "integer": digest.integer_phrase(verdict),
         "storage": digest.stored_phrase(verdict),
+        "damage_meaning": digest.DAMAGE,
         "load_phrases": digest.load_phrases(verdict),
         "float_groups": digest.float_groups(report),
     }

@@ -70,10 +70,9 @@ class PlanFacts:
 
     def weight_symmetry(self) -> str:
         """Return whether weight grids are symmetric, and their code ranges."""
-        levels = Counter(_levels_text(t) for t in self._weights if t.levels is not None)
         specs = _specs(t for t in self._weights if t.levels is None)
         parts = [_symmetry(specs)] if specs else []
-        parts += [f"{text}: {count(n, 'tensor')}" for text, n in levels.most_common()]
+        parts += _levels_text(self._weights)
         return f"{'; '.join(parts)}." if parts else NO_WEIGHTS
 
     def weight_clipping(self) -> str:
@@ -280,11 +279,21 @@ def _symmetry(specs: Sequence[QuantSpec]) -> str:
     return _counted(specs, describe)
 
 
-def _levels_text(tensor: TensorPlan) -> str:
-    """Return how many levels a weight of few bits has, and their ends."""
-    found = [] if tensor.levels is None else tensor.levels.tolist()
-    mirrored = found == [-level for level in reversed(found)]
-    return f"{'Symmetric' if mirrored else 'Asymmetric'}, {len(found)} levels {found[0]}..{found[-1]}"
+def _levels_text(tensors: Sequence[TensorPlan]) -> list[str]:
+    """Return how many levels weights of few bits have, whether mirrored at 0, and the ends of the widest table."""
+    groups: dict[tuple[bool, int], list[list[int]]] = {}
+    for tensor in tensors:
+        if tensor.levels is not None:
+            found = tensor.levels.tolist()
+            mirrored = found == [-level for level in reversed(found)]
+            groups.setdefault((mirrored, len(found)), []).append(found)
+    parts = []
+    for (mirrored, size), tables in sorted(groups.items(), key=lambda g: (-len(g[1]), g[0])):
+        within = "" if all(t == tables[0] for t in tables) else "within "
+        ends = f"{min(t[0] for t in tables)}..{max(t[-1] for t in tables)}"
+        kind = "Symmetric" if mirrored else "Asymmetric"
+        parts.append(f"{kind}, {size} levels {within}{ends}: {count(len(tables), 'tensor')}")
+    return parts
 
 
 def _scales(tensors: Sequence[TensorPlan]) -> int:

@@ -59,6 +59,7 @@ def print_report(
     _print_cut(report, console, verbose=verbose)
     _print_instructions(report, console, verbose=verbose)
     _print_worst(report, console, limit=None if verbose else WORST_LAYERS)
+    _print_damages(report, console)
     _print_repairs(report, console)
     _print_search(report, console, verbose=verbose)
     _print_notes(report, console)
@@ -101,6 +102,8 @@ def _print_figures(report: CompileReport, console: Console) -> None:
     heading(console, "Size and speed")
     rows = table("", "")
     add_row(rows, "file", _size_text(report))
+    if widths := digest.widths_phrase(report):
+        add_row(rows, "weights", widths)
     if len(verdict.stored_bytes) > 1:
         add_row(rows, "", digest.stored_phrase(verdict))
     files = digest.written_files(verdict)
@@ -237,6 +240,17 @@ def _layer_cells(layer: LayerReport, worst: float, width: int, full: str) -> lis
         Text(full * length, no_wrap=True),
         Text(words.printable(layer.cause)),
     ]
+
+
+def _print_damages(report: CompileReport, console: Console) -> None:
+    if not report.damages:
+        return
+    heading(console, "Damage: what the outputs gain when one layer alone gets 8-bit weights")
+    rows = table("layer", "bits", "gain", "cause", "action", right=("bits", "gain"))
+    for damage in report.damages:
+        gain = f"{damage.damage_db:.2f} dB"
+        add_row(rows, words.shorten(damage.name, 30), str(damage.bits), gain, damage.cause, damage.action)
+    show(console, rows)
 
 
 def _print_repairs(report: CompileReport, console: Console) -> None:

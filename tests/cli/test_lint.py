@@ -1,11 +1,14 @@
 """Linting: what a table says about a model is what placement would do, node by node, with the target's reason."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
-from qcompiler.errors import ModelError
+from qcompiler.errors import ModelError, UsageError
 from qcompiler.inspection.linting import lint_model
+from qcompiler.runtime.ort_cpu import U8
+from qcompiler.targets.qnn import Qnn
 from tests.compiling import compiled, serialized
 from tests.models import conv_net, dense_net, save, token_net
 from tests.targets.operators import OPERATOR, around
@@ -64,3 +67,30 @@ def test_the_command_prints_and_counts(run, tmp_path):
     assert [f["node"] for f in json.loads(strict.out)["findings"]] == [OPERATOR]
     assert run("lint", save(around("Add"), tmp_path), "--target", "tensorrt", "--strict").code == 0
     assert run("lint", path, "--target", "tensorflow").code == 2
+
+
+def test_the_table_is_asked_for_the_widths_that_were_given(tmp_path, run, monkeypatch):
+    path = save(around("Add"), tmp_path)
+    bytes_only = tuple(replace(r, activations=(U8,)) if r.op_type == "Add" else r for r in Qnn.table)
+    monkeypatch.setattr(Qnn, "table", bytes_only)
+    assert lint_model(path, "qnn").findings == ()
+    result = lint_model(path, "qnn", "W4A16")
+    assert result.bits == "W4A16"
+    assert any(
+        f.op_type == "Add" and "Add with u16 activations has no integer kernel" in f.reason for f in result.findings
+    )
+    assert " at W4A16: " in run("lint", path, "--target", "qnn", "--bits", "W4A16").out
+
+
+@pytest.mark.parametrize(
+    ("target", "bits", "said"),
+    [
+        ("tensorrt", "W4A8", "target 'tensorrt' runs no 4-bit weights; it runs 8"),
+        ("x86", "W8A16", "runs no 16-bit activations"),
+        ("x86", "auto", "lint with widths such as W4A8"),
+        ("x86", "four", "no pair of widths"),
+    ],
+)
+def test_widths_that_no_table_has_are_refused(tmp_path, target, bits, said):
+    with pytest.raises(UsageError, match=said):
+        lint_model(save(around("Add"), tmp_path), target, bits)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from qcompiler.compiler import compile_model
-from qcompiler.errors import DataError
+from qcompiler.errors import DataError, UsageError
 from qcompiler.gate.floors import FloorInputs, check_floors
 from qcompiler.gate.metrics import check_metric, compare_metric
 from qcompiler.recipe import Floors, Recipe
@@ -77,8 +77,8 @@ def test_what_is_no_figure_is_refused_in_one_line(saved, metric, function, said)
 
 
 def test_a_metric_that_cannot_be_loaded_ends_before_the_work_begins(tmp_path, metric):
-    check_metric("top1")
-    check_metric(metric(accuracy))
+    check_metric(Recipe())
+    check_metric(Recipe(metric=metric(accuracy)))
     begun = []
     recipe = Recipe(targets=("reference",), metric="given:missing")
     with pytest.raises(DataError, match="cannot load given:missing"):
@@ -86,6 +86,28 @@ def test_a_metric_that_cannot_be_loaded_ends_before_the_work_begins(tmp_path, me
             save(dense_net(), tmp_path), recipe=recipe, out=tmp_path / "out", progress=lambda *w: begun.append(w)
         )
     assert not begun
+
+
+@pytest.mark.parametrize(
+    ("fields", "refused"),
+    [
+        ({}, True),
+        ({"metric": "sqnr", "labels": "l.npy"}, True),
+        ({"metric": "top1"}, True),
+        ({"labels": "l.npy"}, False),
+        ({"metric": "cosine"}, False),
+        ({"floors": Floors(), "metric": "sqnr"}, False),
+    ],
+)
+def test_a_limited_loss_of_no_metric_ends_before_the_work_begins(fields, refused):
+    recipe = Recipe(**{"floors": Floors(max_drop=0.5), **fields})
+    if not refused:
+        check_metric(recipe)
+        return
+    with pytest.raises(
+        UsageError, match=r"--max-drop 0\.5 limits the loss of a metric, and there is none: give --labels"
+    ):
+        check_metric(recipe)
 
 
 def test_a_floor_without_a_metric_says_what_would_give_one():

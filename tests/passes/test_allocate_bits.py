@@ -8,7 +8,7 @@ import pytest
 
 from qcompiler.errors import UsageError
 from qcompiler.plan import Role
-from qcompiler.quant.allocation import mean_limit
+from qcompiler.quant.allocation import kilobytes, mean_limit
 from qcompiler.recipe import Floors, MatchRule, Recipe, bits_fields
 from qcompiler.registry import make_pass
 from qcompiler.trials.acceptance import FileSize
@@ -41,7 +41,7 @@ def run(state, where):
         bits_fields("W8A8"),
         bits_fields("W4A8:uniform"),
         {"floors": Floors(max_drop=1.0)},
-        {**bits_fields("W8A8"), "floors": Floors(max_size_bytes=1, max_drop=0.1), "labels": "l.npy"},
+        {**bits_fields("W8A8"), "floors": Floors(max_size_bytes=10**7, max_drop=0.1), "labels": "l.npy"},
     ],
     ids=["default", "eight", "uniform", "drop-without-metric", "eight-with-limits"],
 )
@@ -121,6 +121,47 @@ def test_a_size_that_cannot_be_met_names_the_least():
     state, where = ready(big_net(), floors=Floors(max_size_bytes=100))
     with pytest.raises(UsageError, match="--max-size 100 bytes cannot be met: 1 bit everywhere takes"):
         run(state, where)
+
+
+@pytest.mark.parametrize("bits", ["W8A8", "W4A8:uniform"])
+def test_one_width_and_a_size_that_contradict_each_other_name_what_it_takes(bits):
+    state, where = ready(big_net(), **bits_fields(bits))
+    size = where.size(state)
+    held = replace(where, recipe=replace(where.recipe, floors=Floors(max_size_bytes=size)))
+    assert run(state, held).state is state
+    tight = replace(where, recipe=replace(where.recipe, floors=Floors(max_size_bytes=round(size * 0.9))))
+    with pytest.raises(UsageError) as caught:
+        run(state, tight)
+    said = f" and --bits {bits} contradict each other: these widths take {kilobytes(size, up=True)}; ask for at least"
+    assert said in str(caught.value)
+
+
+def test_what_accuracy_needs_is_known_where_the_size_leaves_no_room_for_it():
+    state, where = ready(big_net(), **bits_fields("auto"))
+    full = where.size(state)
+    floors = Floors(max_size_bytes=full - 1500)
+    where = replace(
+        where, recipe=replace(where.recipe, floors=floors), acceptable=lambda s: set(widths(s).values()) == {8}
+    )
+    search = run(state, where).state.bit_search
+    assert search.fixed_bytes + search.chosen.stored_bytes <= full - 1500
+    assert full - 1500 < search.needed_bytes <= full + 8
+    roomy = replace(where, recipe=replace(where.recipe, floors=Floors(max_size_bytes=full + 8)))
+    search = run(state, roomy).state.bit_search
+    assert search.fixed_bytes + search.chosen.stored_bytes == search.needed_bytes
+    hopeless = run(state, replace(where, acceptable=lambda _: False)).state.bit_search
+    assert hopeless.needed_bytes is None
+
+
+@pytest.mark.parametrize(
+    ("target", "why"),
+    [("x86", "x86 unpacks weights once"), ("qnn", "nothing is known about what a width costs on qnn")],
+)
+def test_a_limit_on_latency_is_no_matter_of_widths_and_that_is_said(target, why):
+    bits = bits_fields("W4A8")
+    notes = [run(*ready(target=target, floors=Floors(max_latency_ratio=r), **bits)).report.notes for r in (0.9, None)]
+    assert any(why in note and note.startswith("--max-latency-ratio") for note in notes[0])
+    assert not any("latency" in note for note in notes[1])
 
 
 def test_the_smallest_acceptable_point_is_found():

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from qcompiler.errors import QCompileError
-from qcompiler.quant.gram import GramAccumulator, damped, inverse_factor
+from qcompiler.quant.gram import GramAccumulator, damped, dead_inputs, inverse_factor, is_singular
 from tests.quant.solver_toys import COLUMNS, toy_inputs
 from tests.tolerances import FLOAT64_EPS
 
@@ -70,6 +70,22 @@ def test_a_matrix_that_is_not_positive_definite_is_damped_until_it_is(gram):
     factor = inverse_factor(gram)
     assert np.isfinite(factor).all()
     assert (np.einsum("gii->gi", factor) > 0).all()
+
+
+def test_a_singular_matrix_and_its_dead_inputs_are_told_from_others():
+    columns = np.random.default_rng(0).standard_normal((2, 40, 6))
+    gram = columns.transpose(0, 2, 1) @ columns
+    assert not is_singular(gram)
+    assert not is_singular(gram * 1e-12)
+    assert dead_inputs(gram) == 0
+    alike = columns.copy()
+    alike[1, :, 3] = 2 * alike[1, :, 0] - alike[1, :, 5]
+    assert is_singular(alike.transpose(0, 2, 1) @ alike)
+    assert dead_inputs(alike.transpose(0, 2, 1) @ alike) == 0
+    silent = columns.copy()
+    silent[1, :, [2, 4]] = 0.0
+    assert is_singular(silent.transpose(0, 2, 1) @ silent)
+    assert dead_inputs(silent.transpose(0, 2, 1) @ silent) == 2
 
 
 def test_a_matrix_of_nan_is_an_error():

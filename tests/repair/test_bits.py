@@ -9,19 +9,33 @@ import pytest
 
 from qcompiler.layers import MAX_FRONTIER, frontier_report
 from qcompiler.plan import Role
+from qcompiler.quant.allocation import kilobytes
 from qcompiler.recipe import Floors, MatchRule, Recipe, bits_fields
 from qcompiler.records import Floor, RepairStep, Verdict
 from qcompiler.registry import make_pass
 from qcompiler.repair.bits import (
     more_bits_help,
     next_point,
+    other_widths,
     ranked_damage,
     rescaling,
     rewidened,
     widened,
     with_actions,
+    with_nearest,
 )
-from qcompiler.repair.regions import DAMAGING, FEWER_BITS, MAX_REPAIRS, MORE_BITS, Repair, compute_nodes
+from qcompiler.repair.regions import (
+    DAMAGING,
+    FEWER_BITS,
+    MAX_REPAIRS,
+    MORE_BITS,
+    NO_ROOM,
+    NO_WIDER,
+    Repair,
+    compute_nodes,
+)
+from qcompiler.report.digest import floor_sentence
+from qcompiler.state import Fact
 from qcompiler.trials.acceptance import FileSize, FloorCheck, agreement, cosine, expected_drop, sqnr_db
 from qcompiler.trials.trial import Trial
 from tests.compiling import lowered, run_passes, samples, serialized
@@ -76,6 +90,7 @@ def test_bits_are_not_spent_where_they_do_not_help(decided):
 
 def test_layers_still_go_back_to_float_when_bits_are_used_up(decided):
     state, where = decided
+    where = replace(where, trial=lambda other: 5.0 * (len(compute_nodes(other)) < len(compute_nodes(state))))
     repair = Repair(where, state, rescaling([make_pass(n) for n in ("place", *FINISH)], where))
     repair.steps = [RepairStep(action=MORE_BITS, layers=(), outcome="")] * MAX_REPAIRS
     assert repair.propose(missed(), ()) is not None
@@ -91,11 +106,100 @@ def test_a_size_limit_is_never_given_up_for_accuracy(decided):
     assert wide is None or wide.stored_bytes <= search.chosen.stored_bytes + 60
 
 
+def test_a_missed_floor_names_the_size_that_would_hold_it(decided):
+    state, where = decided
+    known = replace(state, bit_search=replace(state.bit_search, needed_bytes=26_100))
+    tight = replace(where, recipe=replace(where.recipe, floors=Floors(max_size_bytes=22_000)))
+    (floor,) = with_nearest(missed(), known, tight).floors
+    said = (
+        "is 10.0 dB where at least 20.0 dB was asked (--max-size 22KB leaves no room for it: about 27KB would hold it)"
+    )
+    assert floor_sentence(floor) == f"SQNR of 'scores' {said}"
+    roomy = replace(where, recipe=replace(where.recipe, floors=Floors(max_size_bytes=30_000)))
+    for verdict, found, context in (
+        (missed("bytes", 5, 9, "file size"), known, tight),
+        (missed("of the original", 1.0, 1.2, "latency ratio"), known, tight),
+        (missed(), known, roomy),
+        (missed(), known, where),
+        (missed(), state, tight),
+        (missed(), replace(state, bit_search=None), tight),
+    ):
+        assert with_nearest(verdict, found, context) == verdict
+
+
+def test_the_size_that_would_hold_a_missed_floor_is_searched_for_where_nobody_knew_it(decided):
+    state, where = decided
+    search = state.bit_search
+    limit = search.fixed_bytes + search.chosen.stored_bytes
+    floors = Floors(max_size_bytes=limit)
+    rounded = []
+
+    def acceptable(candidate):
+        rounded.append(Fact.WEIGHT_SCALES not in candidate.facts)
+        return set(widths(candidate).values()) == {8}
+
+    context = replace(where, recipe=replace(where.recipe, floors=floors), acceptable=acceptable)
+    (floor,) = with_nearest(missed(), state, context).floors
+    full = search.fixed_bytes + search.points[-1].stored_bytes
+    assert kilobytes(full, up=True) in floor.detail
+    assert set(rounded) == {True}, "wider weights need new scales"
+    assert with_nearest(missed(), state, replace(context, acceptable=lambda _: False)) == missed()
+
+
+@pytest.mark.parametrize("limit", [1, None])
+def test_damage_is_ranked_also_where_no_more_bits_can_be_had(decided, limit):
+    state, where = decided
+    wide = replace(state, bit_search=replace(state.bit_search, points=(state.bit_search.chosen,)))
+    where = replace(where, recipe=replace(where.recipe, floors=Floors(max_size_bytes=limit)), trial=lambda _: 1.0)
+    repair = Repair(where, wide, rescaling([make_pass(n) for n in ("place", *FINISH)], where))
+    assert repair.propose(missed(), ()) is None
+    assert repair.damages
+    assert {d.action for d in repair.damages} == {NO_WIDER if limit is None else NO_ROOM}
+
+
 def test_a_file_too_large_gets_the_best_smaller_point(decided):
     search = decided[0].bit_search
     point = next_point(search, missed("bytes", 1000.0, 1100.0, "file size"), Recipe())
     assert point.stored_bytes <= search.chosen.stored_bytes - 100
     assert next_point(search, missed("bytes", 0.0, 1e9, "file size"), Recipe()) is None
+
+
+def test_what_the_written_file_takes_decides_how_many_bits_there_is_room_for(decided):
+    """By the estimate a better point would fit; the file that was written fills the limit already."""
+    state, where = decided
+    search = state.bit_search
+    better = search.smallest_within(search.chosen.loss / 2)
+    limit = search.fixed_bytes + better.stored_bytes
+    where = replace(where, recipe=replace(where.recipe, floors=Floors(max_size_bytes=limit)))
+    agreement = missed("share", 0.9, 0.5, "agreement of 'scores'")
+    assert other_widths(state, agreement, where, 0).state.bit_search.chosen.stored_bytes > search.chosen.stored_bytes
+    full = replace(agreement, file_bytes={"original": 9 * limit, "model.onnx": limit - 8, "model.onnx.data": 8})
+    found = other_widths(state, full, where, 0)
+    assert found is None or found.state.bit_search.chosen.stored_bytes <= search.chosen.stored_bytes
+
+
+def test_no_allocation_is_tried_twice(decided):
+    state, where = decided
+    repair = Repair(where, state, rescaling([make_pass(n) for n in ("place", *FINISH)], where))
+    assert repair.propose(missed("bytes", 1000.0, 1001.0, "file size"), ()) is not None
+    assert state.bit_search.chosen.bits in repair.tried
+    smaller = repair.planned
+    point = next_point(smaller.bit_search, missed(), where.recipe)
+    assert other_widths(smaller, missed(), where, 0) is not None
+    assert other_widths(smaller, missed(), where, 0, {point.bits}) is None
+
+
+def test_layers_stay_in_integers_where_the_weights_alone_do_the_damage(decided):
+    state, where = decided
+    search = state.bit_search
+    limit = search.fixed_bytes + search.chosen.stored_bytes
+    recipe = replace(where.recipe, floors=Floors(max_size_bytes=limit))
+    for gain, actions in ((0.5, []), (5.0, [DAMAGING])):
+        trial = lambda s, g=gain: g * (len(compute_nodes(s)) < len(compute_nodes(state)))  # noqa: E731
+        judged = replace(where, recipe=recipe, trial=trial)
+        repair = Repair(judged, state, rescaling([make_pass(n) for n in ("place", *FINISH)], judged))
+        assert (repair.propose(missed(), ()) is None) == (not actions)
+        assert [s.action for s in repair.steps] == actions
 
 
 def test_other_misses_are_no_matter_of_bits(decided):

@@ -9,6 +9,10 @@ from qcompiler.recipe import Floors, Recipe
 from qcompiler.records import (
     CompileReport,
     Floor,
+    Frontier,
+    FrontierPoint,
+    LayerDamage,
+    LayerReport,
     RepairStep,
     Search,
     SearchStage,
@@ -38,6 +42,7 @@ __all__ = [
     "failed_report",
     "make_report",
     "missed_report",
+    "narrow_report",
     "placed_report",
     "searched_report",
     "unverified_report",
@@ -83,6 +88,24 @@ def make_report(layers: int = 27, *, hostile: bool = False, target: str = "arm:c
         stage_seconds={"load": 0.11, "pipeline": 2.9, "verify": 1.4, "write": 0.2},
         machine=MACHINE,
     )
+
+
+def narrow_report(layers: int = 27, *, hostile: bool = False) -> CompileReport:
+    """Return a report whose weights have 1 to 4 bits, with the layers that do most damage."""
+    report = make_report(layers, hostile=hostile)
+    narrow = tuple(dataclasses.replace(layer, weight_bits=1 + i % 4) for i, layer in enumerate(report.layers))
+    point = FrontierPoint(file_bytes=22_000, mean_bits=2.984, loss=0.1)
+    return dataclasses.replace(
+        report,
+        layers=narrow,
+        frontier=Frontier(unit="nats", points=(point,), chosen=point),
+        damages=tuple(_damage(layer) for layer in narrow[:6]),
+    )
+
+
+def _damage(layer: LayerReport) -> LayerDamage:
+    bits = layer.weight_bits or 1
+    return LayerDamage(name=layer.name, bits=bits, damage_db=6.1, cause="rounding of the weights", action="3 -> 4 bits")
 
 
 def emulated_report(layers: int = 27, *, hostile: bool = False) -> CompileReport:

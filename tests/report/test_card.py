@@ -208,6 +208,17 @@ def test_levels_of_few_bits_are_counted_and_their_ends_named():
     assert facts.weight_symmetry() == expected
 
 
+def test_tables_fitted_to_every_tensor_are_one_line():
+    few = dataclasses.replace(S8, num_bits=2)
+    tables = ([-63, -9, 8, 63], [-62, -8, 9, 60], [-47, 1, 2, 63])
+    weights = [
+        TensorPlan(name=str(i), role=Role.WEIGHT, spec=few, levels=np.asarray(levels, np.int8))
+        for i, levels in enumerate(tables)
+    ]
+    facts = PlanFacts(CompressionPlan().with_tensors(*weights), (), Recipe())
+    assert facts.weight_symmetry() == "Asymmetric, 4 levels within -63..63: 3 tensors."
+
+
 def test_the_card_says_what_the_bytes_are():
     card = dict(make_report().card)
     assert any("The model's bytes: weights below 8 bits 1.15 MB, graph 100 kB" in text for text in card.values())

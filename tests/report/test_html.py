@@ -20,6 +20,7 @@ from tests.report.builder import (
     failed_report,
     make_report,
     missed_report,
+    narrow_report,
     placed_report,
     searched_report,
     unverified_report,
@@ -36,6 +37,8 @@ REPORTS = {
     "searched": searched_report(),
     "searched, hostile": searched_report("interrupted", hostile=True),
     "missed": missed_report(),
+    "narrow": narrow_report(),
+    "narrow, hostile": narrow_report(40, hostile=True),
     "unverified": unverified_report(),
     "one layer": make_report(1),
     "no layer": make_report(0),
@@ -260,3 +263,11 @@ def test_the_width_of_weights_is_a_column_where_some_are_below_a_byte():
     tables = [page.partition('id="layers-table"')[2].partition("</table>")[0] for page in pages]
     assert ["Bits" in table for table in tables] == [False, True]
     assert ">3<" in tables[1]
+
+
+def test_layers_below_8_bits_are_ranked_with_cause_and_action():
+    page = html.render_html(narrow_report())
+    assert '<h2 id="damages">' in page
+    assert "Why accuracy fell: the layers below 8 bits that cost most" in page
+    assert all(word in page for word in ("6.10 dB", "rounding of the weights", "3 -&gt; 4 bits"))
+    assert '<h2 id="damages">' not in html.render_html(make_report())

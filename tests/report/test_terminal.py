@@ -10,6 +10,7 @@ from rich.console import Console
 
 from qcompiler.errors import UsageError
 from qcompiler.records import CompileReport
+from qcompiler.report import digest
 from qcompiler.report.terminal import print_report
 from tests.report.builder import (
     HOSTILE,
@@ -17,6 +18,7 @@ from tests.report.builder import (
     failed_report,
     make_report,
     missed_report,
+    narrow_report,
     placed_report,
     searched_report,
     unverified_report,
@@ -33,6 +35,8 @@ REPORTS = {
     "searched": searched_report(),
     "searched, hostile": searched_report("interrupted", hostile=True),
     "missed": missed_report(),
+    "narrow": narrow_report(),
+    "narrow, hostile": narrow_report(40, hostile=True),
     "unverified": unverified_report(),
     "one layer": make_report(1),
     "no layer": make_report(0),
@@ -200,3 +204,21 @@ def test_what_the_bytes_are_and_what_loading_takes():
     assert "float weights 0" not in text
     assert "24.0 -> 79.2 ms (3.30x), fastest of a few" in text
     assert "35.2 MB -> 23.6 MB (0.67x, peak)" in text
+
+
+def test_weights_below_8_bits_are_said_with_the_damage_that_they_do():
+    report = narrow_report()
+    shown = text_of(report, 100)
+    assert "weights  1 to 4 bits, 2.98 on average" in shown.replace("  " * 3, "  ").replace("weights    ", "weights  ")
+    lines = shown[shown.index("Damage: ") :].splitlines()
+    assert [word in lines[2] for word in (report.damages[0].name, "6.10 dB", "rounding", "3 -> 4 bits")] == [True] * 4
+    plain = text_of(make_report(), 100)
+    assert "Damage" not in plain
+    assert "on average" not in plain
+
+
+def test_one_width_of_all_weights_is_said_without_a_mean():
+    report = narrow_report()
+    same = tuple(dataclasses.replace(layer, weight_bits=3) for layer in report.layers)
+    assert digest.widths_phrase(dataclasses.replace(report, layers=same)) == "3 bits"
+    assert digest.widths_phrase(dataclasses.replace(report, layers=())) == ""
