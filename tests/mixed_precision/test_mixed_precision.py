@@ -52,6 +52,10 @@ def test_a_mean_width_and_its_report(digits):
     document = json.loads((result.folder / "report.json").read_text())
     assert document["frontier"]["chosen"]["file_bytes"] == frontier.chosen.file_bytes
     assert "frontier-plot" in (result.folder / "report.html").read_text()
+    gains = [d.damage_db for d in result.report.damages]
+    assert gains, "layers are ranked also where every floor holds"
+    assert gains == sorted(gains, reverse=True)
+    assert all(d.action for d in result.report.damages)
 
 
 def test_a_size_limit_is_met_by_fewer_bits(digits):
