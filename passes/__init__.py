@@ -22,6 +22,7 @@ PASSES: dict[str, str] = {
     "align-channels": "qcompiler.passes.align_channels:AlignChannels",
     "pad-codes": "qcompiler.passes.pad_codes:PadCodes",
     "insert-dynamic": "qcompiler.passes.insert_dynamic:InsertDynamic",
+    "matmul-nbits": "qcompiler.passes.matmul_nbits:MatmulNbits",
     "pack-weights": "qcompiler.passes.pack_weights:PackWeights",
     "pack-bits": "qcompiler.passes.pack_bits:PackBits",
     "raise-opset": "qcompiler.passes.raise_opset:RaiseOpset",

@@ -13,9 +13,11 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
+from qcompiler.blockwise import with_form
 from qcompiler.lowering import with_aligned_channels
 from qcompiler.model.save import to_proto
-from qcompiler.plan import CompressionPlan, Role
+from qcompiler.plan import CompressionPlan, Precision, Role
+from qcompiler.protocols import MatMulForm
 from qcompiler.state import Context, State
 from tests.compiling import PLANNING, context, run_passes, samples, start
 from tests.models import FLOAT, build, conv_net, token_net
@@ -45,6 +47,7 @@ BEFORE: dict[str, tuple[str, ...]] = {
     "raise-opset": BEFORE_LOWERING,
     "store-int4": (*BEFORE_LOWERING, "raise-opset", "insert-qdq"),
     "insert-dynamic": BEFORE_LOWERING,
+    "matmul-nbits": BEFORE_LOWERING,
     "pack-weights": BEFORE_LOWERING,
     "pack-bits": (*BEFORE_LOWERING, "insert-qdq"),
     "pack-constants": BEFORE_LOWERING,
@@ -104,6 +107,7 @@ MODELS: dict[str, Callable[[], onnx.ModelProto]] = {
     "widen-float16": half_net,
     "equalize-channels": uneven_net,
     "insert-dynamic": token_net,
+    "matmul-nbits": token_net,
     "pack-weights": token_net,
     "pack-bits": lambda: conv_net(channels=32),
     "pack-constants": table_net,
@@ -130,6 +134,8 @@ def before(name: str) -> tuple[State, Context]:
     data = samples(state.model, free=3)
     target, bits = FOR.get(name, ("x86", "W8A8"))
     where = replace(context(target, data, bits=bits), acceptance=samples(state.model, seed=1, free=3))
+    if name == "matmul-nbits":
+        state = replace(state, plan=with_form(state.plan, "head", MatMulForm(Precision.BLOCKWISE, 8, 32, 4)))
     state = run_passes(state, where, *BEFORE[name])
     if name == "align-channels":
         state = replace(state, plan=with_aligned_channels(state.plan, "conv1", 4))
