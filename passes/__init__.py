@@ -6,7 +6,9 @@ PASSES: dict[str, str] = {
     "widen-float16": "qcompiler.passes.widen_float16:WidenFloat16",
     "fold-batch-norm": "qcompiler.passes.fold_batch_norm:FoldBatchNorm",
     "equalize-channels": "qcompiler.passes.equalize_channels:EqualizeChannels",
+    "smooth-activations": "qcompiler.passes.smooth_activations:SmoothActivations",
     "estimate-statistics": "qcompiler.passes.estimate_statistics:EstimateStatistics",
+    "choose-matmuls": "qcompiler.passes.choose_matmuls:ChooseMatmuls",
     "place": "qcompiler.passes.place:Place",
     "observe": "qcompiler.passes.observe:Observe",
     "allocate-bits": "qcompiler.passes.allocate_bits:AllocateBits",
@@ -41,6 +43,8 @@ EXACT = LOSSLESS | {"raise-opset"}
 WITH_DATA = (
     *_REWRITES,
     "equalize-channels",
+    "smooth-activations",
+    "choose-matmuls",
     "place",
     "observe",
     "allocate-bits",
@@ -54,6 +58,7 @@ WITH_DATA = (
 WITHOUT_DATA = (
     *_REWRITES,
     "estimate-statistics",
+    "choose-matmuls",
     "place",
     "allocate-bits",
     "scale-weights",

@@ -6,7 +6,6 @@ The runtime's operator is MatMulNBits of the domain com.microsoft.
 from __future__ import annotations
 
 import re
-from dataclasses import replace
 from typing import NamedTuple
 
 import onnx_ir as ir
@@ -14,7 +13,7 @@ import onnx_ir as ir
 from qcompiler.errors import QCompileError
 from qcompiler.model.weights import scales_operands
 from qcompiler.plan import CompressionPlan, Precision, TensorPlan
-from qcompiler.protocols import MatMulForm
+from qcompiler.protocols import MatMulCost, MatMulForm, Target
 
 DOMAIN = "com.microsoft"
 OPERATOR = "MatMulNBits"
@@ -98,6 +97,12 @@ def multiplies_matrix(node: ir.Node) -> bool:
     return data is not None and data.const_value is None and (data.shape is None or len(data.shape) > 1)
 
 
+def costs_of(target: Target) -> tuple[MatMulCost, ...]:
+    """Return what a target's table says of the forms of products; nothing for one that has no such table."""
+    found: tuple[MatMulCost, ...] = getattr(target, "matmul_costs", ())
+    return found
+
+
 def largest_block(wanted: int, inputs: int) -> int:
     """Return the wanted block size, or a smaller one where the inputs do not fill it.
 
@@ -105,14 +110,9 @@ def largest_block(wanted: int, inputs: int) -> int:
         wanted: a power of 2, at least 16.
         inputs: of the product.
     """
-    while wanted > SMALLEST_BLOCK and wanted >= 2 * inputs:
+    while wanted > SMALLEST_BLOCK and wanted > inputs:
         wanted //= 2
     return wanted
-
-
-def without_form(plan: CompressionPlan, node: str) -> CompressionPlan:
-    """Return a plan in which nothing is chosen for a product."""
-    return replace(plan, choices={k: v for k, v in plan.choices.items() if k != _key(node)})
 
 
 def _key(node: str) -> str:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from qcompiler.plan import Precision, QuantSpec
-from qcompiler.protocols import OpRule, Refusal
+from qcompiler.protocols import MatMulCost, OpRule, Refusal
 from qcompiler.runtime.ort_cpu import FLOAT_REASONS, find_rule
 
 QDQ_LOWERING = ("insert-qdq", "pad-codes", "align-channels", "insert-dynamic", "pack-weights", "pack-constants")
@@ -25,6 +25,7 @@ class TableTarget:
         float_reasons: operator -> why it stays in float.
         lowering: names of the passes that write a plan.
         weight_bits / activation_bits: widths of codes that a recipe may ask for.
+        matmul_costs: what forms of products cost where it was measured; nothing leaves them to ``place``.
         files: what is written beside ``model.onnx``.
     """
 
@@ -37,6 +38,7 @@ class TableTarget:
     lowering: ClassVar[tuple[str, ...]] = QDQ_LOWERING
     weight_bits: ClassVar[frozenset[int]] = frozenset({8})
     activation_bits: ClassVar[frozenset[int]] = frozenset({8})
+    matmul_costs: ClassVar[tuple[MatMulCost, ...]] = ()
     files: ClassVar[tuple[str, ...]] = ()
 
     @property
