@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import onnx_ir as ir
 
-from qcompiler.blockwise import costs_of, largest_block, multiplies_matrix, transposed, with_form
+from qcompiler.blockwise import costs_of, form_of, largest_block, multiplies_matrix, transposed, with_form
 from qcompiler.data import Subset
-from qcompiler.plan import Precision, QuantSpec
+from qcompiler.plan import CompressionPlan, Precision, QuantSpec
 from qcompiler.protocols import MatMulCost, MatMulForm, OpRule, PassKind, PassResult
 from qcompiler.records import Metric, PassReport, Skip, Table, TableRow
 from qcompiler.runtime.capture import stream
@@ -22,12 +22,24 @@ from qcompiler.runtime.sessions import runtime_version
 from qcompiler.state import Context, Fact, State
 
 MEASURING_EFFORT = 2
+EVEN = 1.05
+"""Costs whose ratio is below this are the same: measurements repeat to about so much."""
+_UNDONE = frozenset({Fact.PLACEMENT, Fact.RANGES, Fact.WEIGHT_SCALES})
 DYNAMIC, STATIC = MatMulForm(Precision.DYNAMIC), MatMulForm(Precision.INTEGER)
 TOKEN_RANK = 3
 BYTE_BITS = 8
 """Blockwise products and those with run-time grids read activations of so many bits."""
 
 Costs = Mapping[MatMulForm, float]
+
+
+class _Priced(NamedTuple):
+    """A product, the width of its weights, and what the forms that fit it cost of the float product."""
+
+    name: str
+    shape: MatMulShape
+    bits: int
+    costs: Costs
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,21 +50,19 @@ class ChooseMatmuls:
     sample. What a form costs for so many rows and so large a matrix says the target's table, at the nearest measured
     point; from -O2 on, and where the target is this machine, the forms themselves are timed, interleaved.
 
-    Products stay on grids found at run time unless another form wins by a margin. A fixed grid loses accuracy where
-    few activations are large, so that it has to win by more.
+    Products stay on grids found at run time unless a blockwise form wins by a margin. Where a fixed grid costs no more,
+    which of the two is left to the model: the one that answers better on the acceptance samples.
 
     Attributes:
         win: share of the cost by which a blockwise form must be below the one that is left.
-        static_win: the same for a fixed grid.
     """
 
     name: ClassVar[str] = "choose-matmuls"
     kind: ClassVar[PassKind] = PassKind.PLAN
     requires: ClassVar[frozenset[Fact]] = frozenset()
     provides: ClassVar[frozenset[Fact]] = frozenset()
-    invalidates: ClassVar[frozenset[Fact]] = frozenset({Fact.PLACEMENT, Fact.RANGES, Fact.WEIGHT_SCALES})
+    invalidates: ClassVar[frozenset[Fact]] = _UNDONE
     win: float = 0.05
-    static_win: float = 0.25
 
     def run(self, state: State, context: Context) -> PassResult:
         """Return the state with a choice for every token-wise product whose rows are known.
@@ -64,7 +74,7 @@ class ChooseMatmuls:
         products = [n for n in state.model.graph if _eligible(n, context)] if table else []
         rows = _rows(state.model, products, context)
         measured = _Measured(context)
-        plan, lines, skipped = state.plan, dict[tuple[MatMulShape, int], TableRow](), []
+        plan, found, skipped = state.plan, list[_Priced](), []
         for node in products:
             name = node.name or ""
             if name not in rows:
@@ -78,28 +88,46 @@ class ChooseMatmuls:
             if chosen is not None:
                 fitted = replace(chosen, block_size=largest_block(chosen.block_size, shape.inputs))
                 plan = with_form(plan, name, fitted)
-                lines.setdefault((shape, bits), _line(shape, bits, fitted, costs))
-        evidence = "timed on this machine" if measured.wanted else "the target's table"
+                found.append(_Priced(name, shape, bits, costs))
+        plan, metrics = _settled(replace(state, plan=plan), found, context)
+        evidence = "timed on this machine" if measured.wanted else "by the target's table"
         report = PassReport(
             name=self.name,
             changed=plan is not state.plan,
-            options={"win": self.win, "static_win": self.static_win},
-            metrics=(Metric("chosen", sum(n not in {s.tensor for s in skipped} for n in rows), "products"),),
+            options={"win": self.win},
+            metrics=(Metric("chosen", len(found), "products"), *metrics),
             skipped=tuple(skipped),
-            tables=(_table(lines.values(), evidence),) if lines else (),
+            tables=(_table(found, plan, evidence),) if found else (),
         )
         return PassResult(replace(state, plan=plan), report)
 
     def _choice(self, costs: Costs) -> MatMulForm | None:
         """Return the form to take; None where no form is known to be cheaper than float."""
         best = DYNAMIC if DYNAMIC in costs else None
-        if STATIC in costs and (best is None or costs[STATIC] < costs[best] * (1 - self.static_win)):
+        if best is None and STATIC in costs:
             best = STATIC
         blockwise = [f for f in costs if f.precision is Precision.BLOCKWISE]
         cheapest = min(blockwise, key=lambda f: costs[f], default=None)
         if cheapest is not None and costs[cheapest] < (1.0 if best is None else costs[best]) * (1 - self.win):
             best = cheapest
         return best
+
+
+def _settled(state: State, found: Sequence[_Priced], context: Context) -> tuple[CompressionPlan, tuple[Metric, ...]]:
+    """Return the plan with fixed grids where they cost no more, if the model answers better so, and by how much."""
+    names = [
+        p.name
+        for p in found
+        if form_of(state.plan, p.name) == DYNAMIC and p.costs.get(STATIC, math.inf) <= p.costs[DYNAMIC] * EVEN
+    ]
+    if not names or context.trial is None:
+        return state.plan, ()
+    plan = state.plan
+    for name in names:
+        plan = with_form(plan, name, STATIC)
+    levels = [context.trial(replace(state, plan=p, facts=state.facts - _UNDONE)) for p in (state.plan, plan)]
+    metrics = (Metric("trial with run-time grids", levels[0], "dB"), Metric("trial with fixed grids", levels[1], "dB"))
+    return (plan if levels[1] > levels[0] else state.plan), metrics
 
 
 def _eligible(node: ir.Node, context: Context) -> bool:
@@ -196,14 +224,16 @@ def _signature(shape: MatMulShape) -> str:
     return f"product of {shape.rows} x {shape.inputs} by {shape.inputs} x {shape.outputs}"
 
 
-def _line(shape: MatMulShape, bits: int, chosen: MatMulForm, costs: Costs) -> TableRow:
-    best: dict[Precision, float] = {}
-    for form, cost in costs.items():
-        best[form.precision] = min(cost, best.get(form.precision, math.inf))
-    values = (best.get(p) for p in (Precision.DYNAMIC, Precision.INTEGER, Precision.BLOCKWISE))
-    return TableRow(f"{_signature(shape)}, {bits} bits", tuple(values), chosen.describe())
-
-
-def _table(rows: Iterable[TableRow], evidence: str) -> Table:
+def _table(found: Sequence[_Priced], plan: CompressionPlan, evidence: str) -> Table:
+    """Return what the forms of every different product cost, and what was chosen."""
+    rows: dict[tuple[str, str], TableRow] = {}
+    for product in found:
+        best: dict[Precision, float] = {}
+        for form, cost in product.costs.items():
+            best[form.precision] = min(cost, best.get(form.precision, math.inf))
+        values = tuple(best.get(p) for p in (Precision.DYNAMIC, Precision.INTEGER, Precision.BLOCKWISE))
+        chosen, name = form_of(plan, product.name), f"{_signature(product.shape)}, {product.bits} bits"
+        note = chosen.describe() if chosen is not None else ""
+        rows.setdefault((name, note), TableRow(name, values, note))
     columns = ("run-time grid", "fixed grid", "blockwise, best")
-    return Table(f"Cost of forms, {evidence}", "of the float product", columns, tuple(rows))
+    return Table(f"Cost of forms, {evidence}", "of the float product", columns, tuple(rows.values()))

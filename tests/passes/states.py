@@ -29,6 +29,8 @@ BEFORE: dict[str, tuple[str, ...]] = {
     "widen-float16": (),
     "fold-batch-norm": (),
     "equalize-channels": ("fold-batch-norm",),
+    "smooth-activations": (),
+    "choose-matmuls": (),
     "estimate-statistics": ("fold-batch-norm",),
     "place": ("fold-batch-norm",),
     "observe": ("fold-batch-norm", "place"),
@@ -87,6 +89,22 @@ def uneven_net() -> onnx.ModelProto:
     return build(nodes, [("x", FLOAT, [1, 3, 8, 8])], [("y", FLOAT, [1, 4, 8, 8])], constants)
 
 
+def token_outlier_net() -> onnx.ModelProto:
+    """LayerNormalization with a large channel, then two products: ``x`` (1, 5, 32) -> ``y`` and ``z`` (1, 5, 16)."""
+    rng = np.random.default_rng(0)
+    scale = np.ones(32, np.float32)
+    scale[3] = 60
+    constants = {"scale": scale, "bias": (0.1 * rng.standard_normal(32)).astype(np.float32)}
+    constants |= {name: rng.standard_normal((32, 16)).astype(np.float32) for name in ("v", "w")}
+    nodes = [
+        helper.make_node("LayerNormalization", ["x", "scale", "bias"], ["n"], name="ln"),
+        helper.make_node("MatMul", ["n", "v"], ["y"], name="left"),
+        helper.make_node("MatMul", ["n", "w"], ["z"], name="right"),
+    ]
+    outs = [("y", FLOAT, [1, 5, 16]), ("z", FLOAT, [1, 5, 16])]
+    return build(nodes, [("x", FLOAT, [1, 5, 32])], outs, constants)
+
+
 def table_net() -> onnx.ModelProto:
     """Two equal float tables of few values and one of many: ``x`` (1, 32, 32) -> ``y`` (1, 32, 32)."""
     rng = np.random.default_rng(0)
@@ -106,6 +124,8 @@ SEARCHES = frozenset({"clip-round-search", "joint-clip-search"})
 MODELS: dict[str, Callable[[], onnx.ModelProto]] = {
     "widen-float16": half_net,
     "equalize-channels": uneven_net,
+    "smooth-activations": token_outlier_net,
+    "choose-matmuls": token_outlier_net,
     "insert-dynamic": token_net,
     "matmul-nbits": token_net,
     "pack-weights": token_net,
