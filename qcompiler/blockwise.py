@@ -6,6 +6,7 @@ The runtime's operator is MatMulNBits of the domain com.microsoft.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from typing import NamedTuple
 
 import onnx_ir as ir
@@ -99,8 +100,8 @@ def multiplies_matrix(node: ir.Node) -> bool:
 
 def costs_of(target: Target) -> tuple[MatMulCost, ...]:
     """Return what a target's table says of the forms of products; nothing for one that has no such table."""
-    found: tuple[MatMulCost, ...] = getattr(target, "matmul_costs", ())
-    return found
+    known: Callable[[], tuple[MatMulCost, ...]] = getattr(target, "matmul_costs", tuple)
+    return known()
 
 
 def largest_block(wanted: int, inputs: int) -> int:

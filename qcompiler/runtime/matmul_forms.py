@@ -70,8 +70,8 @@ def form_costs(
 ) -> dict[MatMulForm, float]:
     """Return the time of one product in every form, in microseconds: the fastest of many interleaved runs.
 
-    The weights are too many for the caches, as those of a whole network are; a form that the runtime does not load
-    is left out.
+    With one thread it is processor time: what other programs take of the core does not count. The weights are too many
+    for the caches, as those of a whole network are; a form that the runtime does not load is left out.
 
     Args:
         forms: what to time.
@@ -91,14 +91,15 @@ def form_costs(
             sessions[form].run(None, feeds)
         except Exception:  # an old runtime without the operator: the binding raises a dozen unrelated types
             sessions.pop(form, None)
+    clock = time.thread_time if threads == 1 else time.perf_counter
     best = dict.fromkeys(sessions, float("inf"))
     end, turn = time.perf_counter() + seconds, 0
     while time.perf_counter() < end or turn < FEWEST_RUNS:
         for form, session in sessions.items():
-            started = time.perf_counter()
+            started = clock()
             session.run(None, feeds)
             if turn >= WARM_UP:
-                best[form] = min(best[form], time.perf_counter() - started)
+                best[form] = min(best[form], clock() - started)
         turn += 1
     return {form: 1e6 * found / copies for form, found in best.items()}
 
@@ -125,13 +126,27 @@ def ratios(costs: Mapping[MatMulForm, float]) -> dict[MatMulForm, float]:
     return {form: cost / costs[FLOAT_FORM] for form, cost in costs.items()}
 
 
+def _blocks(form: MatMulForm, weight: NDArray[np.float32]) -> tuple[NDArray[np.generic], NDArray[np.float32]]:
+    """Return codes as MatMulNBits reads them, and a scale for every block."""
+    size, half = form.block_size, 1 << (form.num_bits - 1)
+    inputs, outputs = weight.shape
+    blocks = -(-inputs // size)
+    rows = np.pad(weight.T, ((0, 0), (0, blocks * size - inputs))).reshape(-1, size)
+    deviations = _CLIPPED[form.num_bits] * np.sqrt(np.square(rows).mean(1))
+    scale = np.maximum(np.minimum(np.abs(rows).max(1), deviations) / (half - 0.5), SMALLEST_SCALE)
+    codes = np.clip(np.rint(rows / scale[:, None]) + half, 0, 2 * half - 1).astype(np.uint8)
+    stored = pack(codes, form.num_bits).reshape(outputs, blocks, size * form.num_bits // BYTE_BITS)
+    return stored, scale.astype(np.float32)
+
+
 class _Writer:
-    """Collects nodes and constants."""
+    """Collects nodes and constants; all copies have the same content."""
 
     def __init__(self, shape: MatMulShape) -> None:
         self.shape = shape
         self.nodes: list[onnx.NodeProto] = []
         self.constants: list[onnx.TensorProto] = []
+        self.rounded: tuple[NDArray[np.generic], NDArray[np.float32]] | None = None
 
     def add(self, form: MatMulForm, weight: NDArray[np.float32], number: int) -> None:
         """Add one product."""
@@ -146,16 +161,12 @@ class _Writer:
                 self._static(weight, number)
 
     def _blockwise(self, form: MatMulForm, weight: NDArray[np.float32], number: int) -> None:
-        size, half = form.block_size, 1 << (form.num_bits - 1)
-        blocks = -(-self.shape.inputs // size)
-        rows = np.pad(weight.T, ((0, 0), (0, blocks * size - self.shape.inputs))).reshape(-1, size)
-        deviations = _CLIPPED[form.num_bits] * np.sqrt(np.square(rows).mean(1))
-        scale = np.maximum(np.minimum(np.abs(rows).max(1), deviations) / (half - 0.5), SMALLEST_SCALE)
-        codes = np.clip(np.rint(rows / scale[:, None]) + half, 0, 2 * half - 1).astype(np.uint8)
-        stored = pack(codes, form.num_bits).reshape(-1, blocks, size * form.num_bits // BYTE_BITS)
-        constants = [self._constant(f"b{number}", stored), self._constant(f"s{number}", scale.astype(np.float32))]
+        self.rounded = self.rounded or _blocks(form, weight)
+        stored, scale = self.rounded
+        constants = [self._constant(f"b{number}", stored), self._constant(f"s{number}", scale)]
         made = helper.make_node("MatMulNBits", [f"x{number}", *constants], [f"y{number}"], domain="com.microsoft")
-        sizes = {"K": self.shape.inputs, "N": self.shape.outputs, "bits": form.num_bits, "block_size": size}
+        sizes = {"K": self.shape.inputs, "N": self.shape.outputs, "bits": form.num_bits}
+        sizes["block_size"] = form.block_size
         sizes["accuracy_level"] = form.accuracy_level
         made.attribute.extend(helper.make_attribute(key, value) for key, value in sizes.items())
         self.nodes.append(made)
@@ -182,8 +193,10 @@ class _Writer:
         self._node("MatMul", [f"d{number}", f"v{number}"], f"y{number}")
 
     def _codes(self, weight: NDArray[np.float32], number: int) -> tuple[str, str]:
-        scale = (np.abs(weight).max(0) / 127).astype(np.float32)
-        codes = np.rint(weight / scale).astype(np.int8)
+        if self.rounded is None:
+            scale = (np.abs(weight).max(0) / 127).astype(np.float32)
+            self.rounded = np.rint(weight / scale).astype(np.int8), scale
+        codes, scale = self.rounded
         return self._constant(f"w{number}", codes), self._constant(f"ws{number}", scale)
 
     def _node(self, op_type: str, inputs: list[str], output: str) -> None:

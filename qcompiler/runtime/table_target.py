@@ -25,7 +25,7 @@ class TableTarget:
         float_reasons: operator -> why it stays in float.
         lowering: names of the passes that write a plan.
         weight_bits / activation_bits: widths of codes that a recipe may ask for.
-        matmul_costs: what forms of products cost where it was measured; nothing leaves them to ``place``.
+        matmuls: what forms of products cost where it was measured; nothing leaves them to ``place``.
         files: what is written beside ``model.onnx``.
     """
 
@@ -38,7 +38,7 @@ class TableTarget:
     lowering: ClassVar[tuple[str, ...]] = QDQ_LOWERING
     weight_bits: ClassVar[frozenset[int]] = frozenset({8})
     activation_bits: ClassVar[frozenset[int]] = frozenset({8})
-    matmul_costs: ClassVar[tuple[MatMulCost, ...]] = ()
+    matmuls: ClassVar[tuple[MatMulCost, ...]] = ()
     files: ClassVar[tuple[str, ...]] = ()
 
     @property
@@ -58,6 +58,10 @@ class TableTarget:
     def legalize(self, op_type: str, wanted: Precision, weights: QuantSpec | None) -> OpRule | Refusal:
         """Return the rule by which a node runs, or why it does not."""
         return find_rule(tuple(self.rules()), op_type, wanted, weights, self.float_reasons)
+
+    def matmul_costs(self) -> tuple[MatMulCost, ...]:
+        """Return what forms of products cost."""
+        return self.matmuls
 
     def lower_passes(self) -> tuple[str, ...]:
         """Return the names of the passes that write a plan."""

@@ -1,0 +1,255 @@
+"""What the forms of products cost in ONNX Runtime, over the float product: printed by ``benchmarks/matmuls.py``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from qcompiler.plan import Precision
+from qcompiler.protocols import MatMulCost, MatMulForm
+
+IN_INTEGERS = 4
+"""The accuracy level of MatMulNBits that computes in integers."""
+DYNAMIC, STATIC = MatMulForm(Precision.DYNAMIC), MatMulForm(Precision.INTEGER)
+
+
+def blockwise(num_bits: int, block_size: int) -> MatMulForm:
+    """Return the blockwise form that computes in integers."""
+    return MatMulForm(Precision.BLOCKWISE, num_bits, block_size, IN_INTEGERS)
+
+
+def cost_points(
+    points: Sequence[tuple[int, int]], ratios: Mapping[MatMulForm, Sequence[float]]
+) -> tuple[MatMulCost, ...]:
+    """Return measured points.
+
+    Args:
+        points: (rows, inputs) of products with as many outputs as inputs.
+        ratios: form -> cost over that of the float product, for every point.
+    """
+    return tuple(
+        MatMulCost(form, rows, width * width, ratio)
+        for form, figures in ratios.items()
+        for (rows, width), ratio in zip(points, figures, strict=True)
+    )
+
+
+X86_POINTS = tuple((rows, width) for rows in (1, 2, 4, 8, 32) for width in (384, 1024, 2048, 4096))
+X86_COSTS = cost_points(
+    X86_POINTS,
+    {
+        DYNAMIC: (
+            0.66,
+            0.40,
+            0.29,
+            0.15,
+            0.70,
+            0.42,
+            0.27,
+            0.18,
+            0.60,
+            0.37,
+            0.32,
+            0.24,
+            0.49,
+            0.34,
+            0.27,
+            0.16,
+            0.38,
+            0.12,
+            0.11,
+            0.20,
+        ),
+        STATIC: (
+            0.71,
+            0.40,
+            0.25,
+            0.13,
+            0.77,
+            0.40,
+            0.24,
+            0.18,
+            0.65,
+            0.36,
+            0.35,
+            0.19,
+            0.53,
+            0.34,
+            0.23,
+            0.18,
+            0.38,
+            0.12,
+            0.11,
+            0.28,
+        ),
+        blockwise(2, 32): (
+            0.95,
+            0.67,
+            0.25,
+            0.08,
+            1.44,
+            0.88,
+            0.35,
+            0.17,
+            1.44,
+            1.19,
+            0.68,
+            0.31,
+            1.51,
+            1.40,
+            0.77,
+            0.40,
+            2.08,
+            1.59,
+            1.64,
+            0.93,
+        ),
+        blockwise(2, 128): (
+            0.66,
+            0.32,
+            0.11,
+            0.04,
+            0.93,
+            0.40,
+            0.14,
+            0.08,
+            0.90,
+            0.51,
+            0.27,
+            0.12,
+            0.90,
+            0.57,
+            0.30,
+            0.15,
+            0.92,
+            0.25,
+            0.20,
+            0.33,
+        ),
+        blockwise(4, 32): (
+            0.68,
+            0.45,
+            0.19,
+            0.09,
+            0.95,
+            0.53,
+            0.27,
+            0.14,
+            0.88,
+            0.69,
+            0.42,
+            0.19,
+            0.91,
+            0.77,
+            0.43,
+            0.28,
+            0.97,
+            0.65,
+            0.85,
+            0.52,
+        ),
+        blockwise(4, 128): (
+            0.58,
+            0.33,
+            0.14,
+            0.05,
+            0.82,
+            0.41,
+            0.16,
+            0.08,
+            0.74,
+            0.50,
+            0.30,
+            0.13,
+            0.72,
+            0.57,
+            0.32,
+            0.15,
+            0.76,
+            0.24,
+            0.20,
+            0.18,
+        ),
+        blockwise(8, 32): (
+            0.65,
+            0.42,
+            0.25,
+            0.11,
+            0.93,
+            0.56,
+            0.32,
+            0.19,
+            0.84,
+            0.65,
+            0.42,
+            0.26,
+            0.84,
+            0.72,
+            0.42,
+            0.27,
+            0.85,
+            0.63,
+            0.25,
+            0.38,
+        ),
+        blockwise(8, 128): (
+            0.55,
+            0.35,
+            0.32,
+            0.11,
+            0.76,
+            0.42,
+            0.21,
+            0.17,
+            0.69,
+            0.50,
+            0.41,
+            0.25,
+            0.69,
+            0.53,
+            0.35,
+            0.27,
+            0.69,
+            0.22,
+            0.19,
+            0.34,
+        ),
+    },
+)
+"""Latency on an AMD EPYC with AVX512-VNNI, ONNX Runtime 1.31, one thread."""
+
+ARM_POINTS = ((1, 1024), (32, 1024))
+WIDENING_COSTS = cost_points(
+    ARM_POINTS,
+    {
+        DYNAMIC: (0.97, 0.83),
+        STATIC: (0.92, 0.83),
+        blockwise(2, 128): (33.0, 3.3),
+        blockwise(4, 128): (3.4, 1.19),
+        blockwise(8, 32): (20.0, 2.4),
+    },
+)
+"""Instructions on an emulated Cortex-A72: a count knows nothing of memory, so it is no time."""
+DOT_PRODUCT_COSTS = cost_points(
+    ARM_POINTS,
+    {
+        DYNAMIC: (0.80, 0.37),
+        STATIC: (0.75, 0.37),
+        blockwise(2, 128): (1.05, 1.03),
+        blockwise(4, 32): (0.79, 0.44),
+        blockwise(4, 128): (0.73, 0.40),
+        blockwise(8, 32): (0.74, 0.66),
+    },
+)
+"""The same on a Cortex-A76."""
+I8MM_COSTS = cost_points(
+    ARM_POINTS,
+    {
+        DYNAMIC: (0.74, 0.26),
+        STATIC: (0.70, 0.26),
+        blockwise(2, 128): (1.05, 1.03),
+        blockwise(4, 32): (0.82, 0.36),
+        blockwise(4, 128): (0.74, 0.30),
+        blockwise(8, 32): (0.71, 0.60),
+    },
+)
+"""The same on a core with 8-bit matrix instructions."""
