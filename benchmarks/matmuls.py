@@ -89,12 +89,12 @@ def _counted(
         paths = {str(number): folder / f"{number}.onnx" for number in range(len(forms))}
         for form, path in zip(forms, paths.values(), strict=True):
             onnx.save(form_model(form, shape, weight), path)
-        job = EmulatedJob(models=paths, counts=dict.fromkeys(paths, 1), samples=folder)
+        job = EmulatedJob(models=paths, counts=dict.fromkeys(paths, 1), samples=folder, nodes=False)
         found = run_emulated(emulator, board, job)
     if found.failure:
         raise SystemExit(f"{board.name}: {found.failure}")
-    totals = {f: sum(n.total for n in found.models[kind].nodes) for f, kind in zip(forms, paths, strict=True)}
-    return ratios({form: float(total) for form, total in totals.items() if total})
+    totals = {f: min(r.total for r in found.models[kind].runs) for f, kind in zip(forms, paths, strict=True)}
+    return ratios({form: float(total) for form, total in totals.items()})
 
 
 def main() -> None:

@@ -103,12 +103,11 @@ class ChooseMatmuls:
 
     def _choice(self, costs: Costs) -> MatMulForm | None:
         """Return the form to take; None where no form is known to be cheaper than float."""
-        best = DYNAMIC if DYNAMIC in costs else None
-        if best is None and STATIC in costs:
-            best = STATIC
+        best = next((f for f in (DYNAMIC, STATIC) if f in costs), None)
+        limit = 1.0 if best is None else min(1.0, costs[best])
         blockwise = [f for f in costs if f.precision is Precision.BLOCKWISE]
         cheapest = min(blockwise, key=lambda f: costs[f], default=None)
-        if cheapest is not None and costs[cheapest] < (1.0 if best is None else costs[best]) * (1 - self.win):
+        if cheapest is not None and costs[cheapest] < limit * (1 - self.win):
             best = cheapest
         return best
 

@@ -37,7 +37,7 @@ def product(rows=32, width=1024, rank=3):
 
 def asked(proto, target="x86", rules=(), *, decode=False, effort=1, bits="W4A8:uniform", data=2):
     state = start(proto)
-    where = context(target, samples(state.model, data) if data else None, rules, bits)
+    where = context(target, samples(state.model, data, free=7) if data else None, rules, bits)
     return state, replace(where, recipe=replace(where.recipe, decode=decode, effort=effort))
 
 
@@ -67,7 +67,7 @@ def test_rows_are_those_of_the_samples_where_the_model_leaves_them_open():
     for value in (*proto.graph.input, *proto.graph.output):
         value.type.tensor_type.shape.dim[1].dim_param = "tokens"
     _, report = chosen(proto, data=2)
-    assert " of 1 x" not in report.tables[0].rows[0].name
+    assert "of 7 x 1024" in report.tables[0].rows[0].name
     form, report = chosen(proto, data=0)
     assert form is None
     assert report.skipped[0].tensor == "node"
@@ -135,7 +135,7 @@ def test_from_effort_2_on_forms_are_timed_once_and_the_times_decide(monkeypatch,
     target = load_target("x86")
     if not target.executes_here:
         pytest.skip("x86 is not this machine")
-    cheap = replace(BLOCKS, block_size=64)
+    cheap = BLOCKS
     assert chosen(product(rows=32), effort=2)[0] == cheap
     assert chosen(product(rows=32), effort=2)[0] == cheap
     assert calls == [MatMulShape(32, 1024, 64)]
