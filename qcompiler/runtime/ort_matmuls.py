@@ -53,35 +53,39 @@ ARM_POINTS = ((1, 1024), (32, 1024))
 WIDENING_COSTS = cost_points(
     ARM_POINTS,
     {
-        DYNAMIC: (0.97, 0.83),
-        STATIC: (0.92, 0.83),
-        blockwise(2, 128): (33.0, 3.3),
-        blockwise(4, 128): (3.4, 1.19),
-        blockwise(8, 32): (20.0, 2.4),
+        DYNAMIC: (0.89, 0.82),
+        STATIC: (0.89, 0.81),
+        blockwise(2, 128): (54.42, 3.56),
+        blockwise(4, 32): (5.95, 1.21),
+        blockwise(4, 128): (5.37, 1.21),
+        blockwise(8, 32): (34.37, 2.60),
+        blockwise(8, 128): (31.74, 2.48),
     },
 )
 """Instructions on an emulated Cortex-A72: a count knows nothing of memory, so it is no time."""
 DOT_PRODUCT_COSTS = cost_points(
     ARM_POINTS,
     {
-        DYNAMIC: (0.80, 0.37),
-        STATIC: (0.75, 0.37),
-        blockwise(2, 128): (1.05, 1.03),
-        blockwise(4, 32): (0.79, 0.44),
-        blockwise(4, 128): (0.73, 0.40),
-        blockwise(8, 32): (0.74, 0.66),
+        DYNAMIC: (0.60, 0.32),
+        STATIC: (0.60, 0.32),
+        blockwise(2, 128): (1.13, 1.04),
+        blockwise(4, 32): (0.70, 0.39),
+        blockwise(4, 128): (0.58, 0.35),
+        blockwise(8, 32): (0.60, 0.63),
+        blockwise(8, 128): (0.44, 0.43),
     },
 )
 """The same on a Cortex-A76."""
 I8MM_COSTS = cost_points(
     ARM_POINTS,
     {
-        DYNAMIC: (0.74, 0.26),
-        STATIC: (0.70, 0.26),
-        blockwise(2, 128): (1.05, 1.03),
-        blockwise(4, 32): (0.82, 0.36),
-        blockwise(4, 128): (0.74, 0.30),
-        blockwise(8, 32): (0.71, 0.60),
+        DYNAMIC: (0.50, 0.20),
+        STATIC: (0.51, 0.20),
+        blockwise(2, 128): (1.13, 1.04),
+        blockwise(4, 32): (0.74, 0.31),
+        blockwise(4, 128): (0.60, 0.25),
+        blockwise(8, 32): (0.55, 0.57),
+        blockwise(8, 128): (0.43, 0.41),
     },
 )
 """The same on a core with 8-bit matrix instructions."""
