@@ -25,7 +25,7 @@ OUTPUTS = 128
 """Outputs of a product on which factors are compared."""
 MIN_GAIN_DB = 0.5
 """What the products behind a value have to gain where factors cost nothing."""
-MIN_PAID_GAIN_DB = 4.0
+MIN_PAID_GAIN_DB = 2.0
 """The same where the value is multiplied at run time."""
 MIN_TRIAL_GAIN_DB = 0.1
 TOKEN_RANK = 3
