@@ -27,6 +27,7 @@ CHANNELWISE = frozenset(
 """Operators with f(s x) = s f(x) for s > 0, channel by channel."""
 
 SAMPLES = 8
+SUFFIX = ":factors"
 SIGMAS = 4.0
 MIN_GAIN_DB = 0.5
 """A trial of so few samples can mislead by some tenths of a decibel."""
@@ -93,7 +94,7 @@ class EqualizeChannels:
 
     def _choose(self, state: State, context: Context, pairs: list[_Pair], skipped: list[Skip]) -> dict[str, TensorPlan]:
         """Return the factors of every pair: those the plan recorded if it has any, else computed ones."""
-        recorded = {k: t for k, t in state.plan.tensors.items() if t.role is Role.FACTORS}
+        recorded = {k: t for k, t in state.plan.tensors.items() if t.role is Role.FACTORS and k.endswith(SUFFIX)}
         if recorded or context.recipe.replay is not None:
             return recorded
         channels = _channel_statistics(state, context, [p.value.name or "" for p in pairs])
@@ -113,7 +114,7 @@ class EqualizeChannels:
 
 
 def _factor_name(pair: _Pair) -> str:
-    return f"{pair.value.name}:factors"
+    return f"{pair.value.name}{SUFFIX}"
 
 
 def _relax_clips(graph: ir.Graph) -> None:

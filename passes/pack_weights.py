@@ -62,6 +62,37 @@ class PackWeights:
         return PassResult(replace(state, model=model) if packed else state, report)
 
 
+def _repeated(
+    home: ir.Graph, scale: ir.Value, blocks: tuple[int, int], shape: tuple[int, ...], taken: set[str]
+) -> ir.Value:
+    """Return a scale per block as one per element, which the runtime computes when it loads a session.
+
+    Args:
+        home: where to.
+        scale: a matrix.
+        blocks: the axis along which blocks lie, and the elements of one.
+        shape: of the weight.
+        taken: names.
+    """
+    axis, size = blocks
+    nodes, last = [], scale
+    apart = list(scale.shape.numpy()) if scale.shape is not None else []
+    apart.insert(axis + 1, 1)
+    wide = [size if i == axis + 1 else n for i, n in enumerate(apart)]
+    joined = [-1 if i == axis else n for i, n in enumerate(shape)]
+    steps: list[tuple[str, list[list[int]]]] = [("Reshape", [apart]), ("Expand", [wide]), ("Reshape", [joined])]
+    steps.append(("Slice", [[0, 0], list(shape)]))
+    for op_type, operands in steps:
+        name = fresh_name(taken, f"{scale.name}_{op_type.lower()}")
+        constants = [add_initializer(home, fresh_name(taken, f"{name}_by"), np.asarray(o)) for o in operands]
+        nodes.append(ir.node(op_type, [last, *constants], name=name))
+        last = nodes[-1].outputs[0]
+        last.name = name
+    last.type, last.shape = scale.type, ir.Shape(shape)
+    home.insert_before(home[0], nodes)
+    return last
+
+
 def _decoded(value: ir.Value, entry: TensorPlan, taken: set[str]) -> ir.Value:
     """Return a value that decodes a weight from its codes, at the start of the graph that the weight is in."""
     tensor, home = value.const_value, value.graph
@@ -70,12 +101,20 @@ def _decoded(value: ir.Value, entry: TensorPlan, taken: set[str]) -> ir.Value:
     dtype, shape = tensor.dtype, tensor.shape.numpy()
     codes = ir.LazyTensor(lazy_codes(value, entry), ir.DataType.INT8, ir.Shape(shape), cache=False)
     stored = add_codes(home, fresh_name(taken, f"{value.name}_codes"), codes, entry)
-    factors = np.asarray(along(entry.scale, entry.spec.axis, len(shape)), dtype.numpy())
-    scale = add_initializer(home, fresh_name(taken, f"{value.name}_scale"), factors)
+    block_size, axis = entry.spec.block_size, entry.spec.axis or 0
+    per_block = entry.scale if axis == 0 or block_size is None else entry.scale.T
+    factors = per_block if block_size is not None else along(entry.scale, entry.spec.axis, len(shape))
+    scale = add_initializer(home, fresh_name(taken, f"{value.name}_scale"), np.asarray(factors, dtype.numpy()))
+    if block_size is not None:
+        scale = _repeated(home, scale, (1 - axis, block_size), tuple(shape), taken)
     cast = ir.node("Cast", [stored], attributes={"to": dtype.value}, name=fresh_name(taken, f"{value.name}_cast"))
     multiply = ir.node("Mul", [cast.outputs[0], scale], name=fresh_name(taken, f"{value.name}_decoded"))
     for made in (cast, multiply):
         made.outputs[0].name = made.name
         made.outputs[0].type, made.outputs[0].shape = ir.TensorType(dtype), ir.Shape(shape)
-    home.insert_before(home[0], [cast, multiply])
+    maker = scale.producer()
+    if maker is None:
+        home.insert_before(home[0], [cast, multiply])
+    else:
+        home.insert_after(maker, [cast, multiply])
     return multiply.outputs[0]

@@ -9,6 +9,7 @@ from typing import ClassVar
 
 import onnx_ir as ir
 
+from qcompiler.blockwise import form_of
 from qcompiler.errors import UsageError
 from qcompiler.model.bounds import clip_limits
 from qcompiler.model.convert import MIN_OPSET
@@ -25,6 +26,8 @@ from qcompiler.state import Context, Fact, State
 COMPUTE = frozenset({"Conv", "Gemm", "MatMul"})
 FUSED = frozenset({"Relu", "Clip"})
 INTEGER = frozenset({Precision.INTEGER, Precision.MOVE})
+RUNS = frozenset({Precision.INTEGER, Precision.DYNAMIC, Precision.BLOCKWISE})
+"""Precisions in which a product reads codes of its weight."""
 RUN_TIME_BITS = 8
 """Width of the grids that DynamicQuantizeLinear makes."""
 
@@ -52,7 +55,7 @@ class Place:
         """
         check_bits(context.target, context.recipe)
         known = None if context.calibration is not None else state.statistics
-        placer = _Placer(state.model, context.target, context.recipe, known)
+        placer = _Placer(state, context.target, context.recipe, known)
         placer.decide()
         kept = {k: t for k, t in state.plan.tensors.items() if t.role is Role.FACTORS}
         plan = placer.plan(replace(state.plan, target=context.target.full_name, nodes={}, tensors=kept))
@@ -80,12 +83,13 @@ class _Choice:
 class _Placer:
     def __init__(
         self,
-        model: ir.Model,
+        state: State,
         target: Target,
         recipe: Recipe,
         known: Mapping[str, TensorStatistics] | None,
     ) -> None:
-        self.model, self.target, self.known = model, target, known
+        model = state.model
+        self.model, self.target, self.known, self.chosen = model, target, known, state.plan
         self.recipe, self.weight_bits = recipe, recipe.weight_bits
         self.activations = QuantSpec(num_bits=recipe.activation_bits, signed=False)
         self.nodes = list(model.graph)
@@ -140,6 +144,8 @@ class _Placer:
         if 1 not in weight_operands(node):
             return _Choice(Precision.FLOAT, "both operands are computed at run time")
         wanted = self._wanted(node, rule)
+        if wanted is Precision.BLOCKWISE:
+            return _Choice(Precision.BLOCKWISE, "chosen for its cost: weights are decoded in the kernel")
         if wanted is Precision.DYNAMIC and self.activations.num_bits != RUN_TIME_BITS:
             return _Choice(Precision.FLOAT, f"activations with a scale found at run time have {RUN_TIME_BITS} bits")
         found = self.target.legalize(node.op_type, wanted, self._weight_grid(node, 1))
@@ -155,6 +161,9 @@ class _Placer:
     def _wanted(self, node: ir.Node, rule: MatchRule | None) -> Precision:
         if rule is not None and rule.scheme in ("static", "dynamic"):
             return Precision.DYNAMIC if rule.scheme == "dynamic" else Precision.INTEGER
+        form = form_of(self.chosen, node.name or "")
+        if form is not None and form.precision is not Precision.DYNAMIC:
+            return form.precision
         data, weight = node.inputs[0], node.inputs[1]
         tokens = data is not None and (data.shape is None or len(data.shape) >= 3)
         matrix = weight is not None and weight.const_value is not None and len(weight.const_value.shape) == 2
@@ -194,7 +203,7 @@ class _Placer:
         """Keep in integers only those readers of a shared weight that need the grid of its first reader."""
         changed, axes = False, dict[ir.Value, int | None]()
         for node in self.nodes:
-            runs = self._is_compute(node) or self.choices[node].precision is Precision.DYNAMIC
+            runs = node.op_type in COMPUTE and self.choices[node].precision in RUNS
             weight = node.inputs[1] if runs else None
             if weight is not None and axes.setdefault(weight, axis := channel_axis_of(node, 1)) != axis:
                 reason = "it shares its weights with a layer whose channels lie along another axis"
@@ -244,7 +253,10 @@ class _Placer:
     def _weight_grid(self, node: ir.Node, index: int) -> QuantSpec:
         rule = self._recipe_rule(node)
         bits = self.weight_bits if rule is None or rule.num_bits is None else rule.num_bits
-        return QuantSpec(num_bits=bits, signed=True, symmetric=True, axis=channel_axis_of(node, index))
+        form = form_of(self.chosen, node.name or "")
+        blocks = form.block_size if form is not None and index == 1 else 0
+        axis = channel_axis_of(node, index)
+        return QuantSpec(num_bits=bits, signed=True, symmetric=True, axis=axis, block_size=blocks or None)
 
     def _reaches_compute(self) -> set[ir.Node]:
         reach: set[ir.Node] = set()
@@ -330,7 +342,7 @@ class _Placer:
         kept = self._recipe_rule(node)
         if kept is not None and kept.keep_float:
             return []
-        runs = choice.precision in (Precision.INTEGER, Precision.DYNAMIC) and node.op_type in COMPUTE
+        runs = choice.precision in RUNS and node.op_type in COMPUTE
         found = []
         for index in (1,) if runs else weight_operands(node):
             value = node.inputs[index]

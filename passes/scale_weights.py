@@ -15,10 +15,17 @@ from qcompiler.layer_problems import Use, scale_floor, weight_users
 from qcompiler.model.edit import constant_of
 from qcompiler.plan import QuantSpec, Role, TensorPlan
 from qcompiler.protocols import PassKind, PassResult
-from qcompiler.quant.grid import dequantize, power_ratio_db, quantize
+from qcompiler.quant.grid import dequantize, power_ratio_db, quantize, spread
 from qcompiler.quant.levels import Levels, even_levels, quantize_to_levels, uniform_levels
 from qcompiler.quant.rounding import balanced_codes
-from qcompiler.quant.weights import absmax_scale, as_rows, clip_search_scale, input_importance, level_search_scale
+from qcompiler.quant.weights import (
+    absmax_scale,
+    as_blocks,
+    as_rows,
+    clip_search_scale,
+    input_importance,
+    level_search_scale,
+)
 from qcompiler.records import Metric, PassReport
 from qcompiler.runtime.widths import looks_up_levels
 from qcompiler.state import Context, Fact, State
@@ -86,8 +93,11 @@ class ScaleWeights:
             return tensor
         weight = np.asarray(array, np.float32)
         rows = weight.reshape(1, -1) if spec.axis is None else as_rows(weight, spec.axis)
+        channels = len(rows)
         searched = weight.size <= LARGE and (self.search or spec.num_bits < BYTE_BITS)
         importance = self._importance(state, node, weight.shape, spec) if searched else None
+        if spec.block_size is not None:
+            rows, importance = as_blocks(rows, importance, spec.block_size)
         levels, reason = None, "clip search on the layer's output error" if searched else "largest magnitude"
         if spec.num_bits < BYTE_BITS:
             choices = _level_choices(spec, any_level)
@@ -96,8 +106,9 @@ class ScaleWeights:
             scale = clip_search_scale(rows, importance, spec.code_range[1])
         else:
             scale = absmax_scale(rows, spec.code_range[1])
-        floor = scale_floor(state, uses, scale.size)
-        if (scale < floor).any():
+        if spec.block_size is not None:
+            scale, reason = scale.reshape(channels, -1), f"{reason}, for every block of {spec.block_size}"
+        elif (scale < (floor := scale_floor(state, uses, scale.size))).any():
             scale = np.maximum(scale, floor).astype(np.float32)
             reason += ", raised where the bias would not fit in 32 bits"
         scale = scale if spec.axis is not None else scale.reshape(())
@@ -134,6 +145,8 @@ class ScaleWeights:
 def _level_choices(spec: QuantSpec, any_level: bool) -> dict[str, Levels]:
     """Return the levels to choose from for a weight of few bits, by what to call them."""
     first, last = spec.code_range
+    if spec.block_size is not None:
+        return {"integers around 0": uniform_levels(spec.num_bits)}
     if not any_level and last > 0:
         return {"symmetric integers": np.arange(first, last + 1).astype(np.int8)}
     return {"integers around 0": uniform_levels(spec.num_bits), "odd integers": even_levels(spec.num_bits)}
@@ -156,7 +169,7 @@ def _balanced(tensor: TensorPlan, node: ir.Node, index: int) -> TensorPlan:
         return tensor  # the errors of few levels are no longer small against a code
     if array is None or spec is None or scale is None or array.size > LARGE or spec.axis is None:
         return tensor
-    if node.op_type not in ("Conv", "Gemm"):
+    if node.op_type not in ("Conv", "Gemm") or spec.block_size is not None:
         return tensor  # inputs of other products are centered: there is no shift to cancel
     weight = np.asarray(array, np.float32)
     kernel = int(np.prod(weight.shape[2:])) if node.op_type == "Conv" else 1
@@ -170,6 +183,8 @@ def weight_error_db(
     weight: NDArray[np.float32], scale: NDArray[np.float32], spec: QuantSpec, levels: Levels | None = None
 ) -> float | None:
     """Return the SQNR of a weight on its grid, or on some levels of it, in dB; None if they hold it exactly."""
+    if spec.block_size is not None:
+        scale = spread(scale, spec.axis, spec.block_size, weight.shape)
     zero = np.zeros(scale.shape, np.int32)
     codes: NDArray[np.integer] = quantize(weight, scale, zero, spec.code_range, spec.axis)
     if levels is not None:

@@ -8,13 +8,16 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from qcompiler.blockwise import OPERATOR, transposed
+from qcompiler.codec.bits import BYTE_BITS, unpack
 from qcompiler.lowering import aligned_channels, weight_codes
 from qcompiler.model.edit import all_nodes, constant_of
 from qcompiler.model.folding import folded
 from qcompiler.plan import CompressionPlan, Precision, Role, TensorPlan
-from qcompiler.quant.grid import along, dequantize
+from qcompiler.quant.grid import along, dequantize, spread
 
 COMPUTE = frozenset({"Conv", "Gemm", "MatMul"})
+STORED = frozenset({Precision.INTEGER, Precision.DYNAMIC, Precision.BLOCKWISE})
 
 
 def differing_constant(before: ir.Model, after: ir.Model, plan: CompressionPlan) -> str:
@@ -44,6 +47,8 @@ def differing_constant(before: ir.Model, after: ir.Model, plan: CompressionPlan)
             if entry is None or weight is None or decoded is None:
                 continue
             planned = _planned_weight(weight, entry, decoded.dtype)
+            if _blockwise_product(lowered) is not None and transposed(node):
+                decoded = decoded.T
             if not np.array_equal(decoded, _aligned(planned, channels, decoded.shape)):
                 return f"weight '{entry.name}' of node '{node.name}' does not decode to its planned values"
             if index == 1 and not _bias_holds(node, lowered, plan):
@@ -58,7 +63,7 @@ def float_weight(model: ir.Model, plan: CompressionPlan) -> str:
     """
     for node in model.graph:
         decision = plan.nodes.get(node.name or "")
-        if decision is None or decision.precision not in (Precision.INTEGER, Precision.DYNAMIC):
+        if decision is None or decision.precision not in STORED:
             continue
         weight = node.inputs[1] if node.op_type in COMPUTE else None
         if weight is not None and weight.const_value is not None:
@@ -69,10 +74,10 @@ def float_weight(model: ir.Model, plan: CompressionPlan) -> str:
 def _planned_weight(weight: NDArray[Any], entry: TensorPlan, dtype: np.dtype[Any]) -> NDArray[Any]:
     if entry.spec is None or entry.scale is None or entry.zero_point is None:
         return np.zeros(0, dtype)
-    codes = weight_codes(weight, entry)
+    codes, (scale, zero_point) = weight_codes(weight, entry), entry.grid(weight.shape)
     if dtype == np.float32:
-        return dequantize(codes, entry.scale, entry.zero_point, entry.spec.axis)
-    return np.asarray(codes.astype(dtype) * along(entry.scale, entry.spec.axis, codes.ndim).astype(dtype))
+        return dequantize(codes, scale, zero_point, entry.spec.axis)
+    return np.asarray(codes.astype(dtype) * along(scale, entry.spec.axis, codes.ndim).astype(dtype))
 
 
 def _aligned(weight: NDArray[Any], channels: int, shape: tuple[int, ...]) -> NDArray[Any]:
@@ -95,6 +100,8 @@ def _stores_otherwise(node: ir.Node, lowered: ir.Node, index: int, channels: int
 
 def _codes_of(node: ir.Node, index: int) -> ir.Value | None:
     """Return the value that holds the codes of a lowered node's weight, None if it is not stored in integers."""
+    if (product := _blockwise_product(node)) is not None:
+        return product.inputs[1] if index == 1 else None
     value = node.inputs[index] if index < len(node.inputs) else None
     maker = value.producer() if value is not None else None
     if maker is None or maker.op_type == "DequantizeLinear":
@@ -110,6 +117,8 @@ def _codes_of(node: ir.Node, index: int) -> ir.Value | None:
 
 def _decoded_weight(node: ir.Node, index: int) -> NDArray[Any] | None:
     """Return what a lowered node multiplies its input by, None if that is not stored in integers."""
+    if (product := _blockwise_product(node)) is not None:
+        return _blockwise(product) if index == 1 else None
     value = node.inputs[index] if index < len(node.inputs) else None
     maker = value.producer() if value is not None else None
     if maker is None or value is None:
@@ -119,7 +128,7 @@ def _decoded_weight(node: ir.Node, index: int) -> NDArray[Any] | None:
     parts = [v for v in maker.inputs if v is not None]
     if maker.op_type != "Mul" or len(parts) != 2:
         return None
-    cast, scale = parts[0].producer(), constant_of(parts[1])
+    cast, scale = parts[0].producer(), folded(parts[1])
     if cast is not None and cast.op_type == "Cast" and scale is not None:
         codes = folded(cast.inputs[0])
         return None if codes is None else np.asarray(codes.astype(scale.dtype) * scale)
@@ -139,6 +148,31 @@ def _integer_product(node: ir.Node) -> ir.Node | None:
     value = cast.inputs[0] if cast is not None and cast.inputs else None
     product = value.producer() if value is not None else None
     return product if product is not None and product.op_type == "MatMulInteger" else None
+
+
+def _blockwise_product(node: ir.Node) -> ir.Node | None:
+    """Return the MatMulNBits that a node is, or whose product it adds a bias to; None for any other node."""
+    value = node.inputs[0] if node.op_type == "Add" and node.inputs else None
+    found = value.producer() if value is not None else node
+    return found if found is not None and found.op_type == OPERATOR else None
+
+
+def _blockwise(node: ir.Node) -> NDArray[np.float32] | None:
+    """Return the weight of a MatMulNBits, float32 of shape (inputs, outputs)."""
+    stored, scale = folded(node.inputs[1]), constant_of(node.inputs[2])
+    sizes = (node.attributes.get(name) for name in ("K", "N", "bits", "block_size"))
+    inputs, outputs, bits, block = (0 if a is None else a.as_int() for a in sizes)
+    if stored is None or scale is None or not outputs or not block:
+        return None
+    blocks, each = -(-inputs // block), BYTE_BITS // bits
+    codes = unpack(stored.reshape(-1), bits, outputs * blocks * block).reshape(outputs, -1)[:, :inputs]
+    zeros = constant_of(node.inputs[3]) if len(node.inputs) > 3 else None
+    zero = np.full((outputs, blocks), 1 << (bits - 1), np.int32)
+    if zeros is not None:
+        row = -(-blocks // each) * each
+        zero = unpack(zeros.reshape(-1), bits, outputs * row).reshape(outputs, row)[:, :blocks].astype(np.int32)
+    scale, zero = (spread(v, 0, block, codes.shape) for v in (scale.reshape(outputs, blocks), zero))
+    return dequantize(codes, scale, zero, 0).T
 
 
 def _dequantized(node: ir.Node) -> NDArray[np.float32] | None:
@@ -161,7 +195,8 @@ def _bias_holds(node: ir.Node, lowered: ir.Node, plan: CompressionPlan) -> bool:
     if node.op_type not in ("Conv", "Gemm") or (base is None and (value is not None or correction is None)):
         return True
     expected = (0.0 if base is None else base.astype(np.float64)) + (0.0 if correction is None else correction)
-    added = lowered.inputs[2] if len(lowered.inputs) > 2 else None
+    place = 1 if lowered.op_type == "Add" else 2
+    added = lowered.inputs[place] if len(lowered.inputs) > place else None
     maker = added.producer() if added is not None else None
     found = constant_of(added) if maker is None else _dequantized(maker)
     scale = constant_of(maker.inputs[1]) if maker is not None else None

@@ -74,11 +74,15 @@ class PlannedWeight:
 
 
 def planned_weights(state: State, narrow: range) -> list[PlannedWeight]:
-    """Return the planned weights whose width is in a range, in the order in which the network reads them."""
+    """Return the planned weights whose width is in a range, in the order in which the network reads them.
+
+    Those with a scale for every block are none of them: they keep their scales, and are rounded to nearest.
+    """
     wanted = {
         name: entry
         for name, entry in state.plan.tensors.items()
         if entry.role is Role.WEIGHT and entry.spec is not None and entry.spec.num_bits in narrow
+        if entry.spec.block_size is None
     }
     if not wanted:
         return []

@@ -30,9 +30,10 @@ def weight_codes(weight: NDArray[Any], entry: TensorPlan) -> NDArray[np.int8]:
     if entry.codes is not None:
         return entry.codes.astype(np.int8)
     exact = np.asarray(weight, np.float32)
+    scale, zero_point = entry.grid(exact.shape)
     if entry.levels is not None:
-        return quantize_to_levels(exact, entry.scale, entry.levels, entry.spec.axis)
-    return quantize(exact, entry.scale, entry.zero_point, entry.spec.code_range, entry.spec.axis).astype(np.int8)
+        return quantize_to_levels(exact, scale, entry.levels, entry.spec.axis)
+    return quantize(exact, scale, zero_point, entry.spec.code_range, entry.spec.axis).astype(np.int8)
 
 
 def lazy_codes(value: ir.Value, entry: TensorPlan) -> Callable[[], ir.TensorProtocol]:
@@ -114,7 +115,7 @@ def _dequantized(weight: NDArray[Any], entry: TensorPlan | None) -> NDArray[np.f
     if entry is None or entry.scale is None or entry.zero_point is None:
         return None
     axis = entry.spec.axis if entry.spec is not None else None
-    return dequantize(weight_codes(weight, entry), entry.scale, entry.zero_point, axis)
+    return dequantize(weight_codes(weight, entry), *entry.grid(weight.shape), axis)
 
 
 CHANNEL_MULTIPLE = 4

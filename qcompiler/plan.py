@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qcompiler.errors import InputError, QCompileError
+from qcompiler.quant.grid import spread
 
 PLAN_SCHEMA = "qcompile.plan/1"
 
@@ -34,6 +35,8 @@ class Precision(enum.StrEnum):
     """Only moves quantized data; input and output share one scale."""
     DYNAMIC = "dynamic"
     """Integer weights, activations quantized at run time."""
+    BLOCKWISE = "blockwise"
+    """Integer weights with a scale for every few inputs, decoded inside the runtime's kernel."""
     WEIGHT_ONLY = "weight_only"
     """Integer weights in the file, decoded once at session load; float arithmetic."""
     FLOAT = "float"
@@ -58,16 +61,20 @@ class QuantSpec:
         signed: codes are signed (symmetric weights) or unsigned (activations).
         symmetric: the zero point is fixed (0 if signed).
         axis: the axis with one scale per index; None means one scale for the whole tensor.
+        block_size: with an axis, of a matrix: so many neighbours along the other axis share a scale; None means all.
     """
 
     num_bits: int = 8
     signed: bool = False
     symmetric: bool = False
     axis: int | None = None
+    block_size: int | None = None
 
     def __post_init__(self) -> None:
         if not 1 <= self.num_bits <= 16:
             raise QCompileError(f"num_bits must be between 1 and 16, got {self.num_bits}")
+        if self.block_size is not None and (self.axis is None or self.block_size < 1):
+            raise QCompileError(f"blocks of {self.block_size} need an axis, and at least one element")
 
     @property
     def code_range(self) -> tuple[int, int]:
@@ -80,6 +87,7 @@ class QuantSpec:
     def describe(self) -> str:
         """Return the field's short form, such as ``u8`` or ``s8 per channel (axis 0)``."""
         where = "" if self.axis is None else f" per channel (axis {self.axis})"
+        where += "" if self.block_size is None else f" in blocks of {self.block_size}"
         return f"{'s' if self.signed else 'u'}{self.num_bits}{where}"
 
 
@@ -91,7 +99,8 @@ class TensorPlan:
         name: value name in the float graph; unique over all subgraphs.
         role: weight, activation or bias.
         spec: the integer grid; None for a bias, which stays float, and for factors.
-        scale: float32, shape () or (channels,); None until it is chosen, and where ``spec`` is None.
+        scale: float32, shape () or (channels,), or (channels, blocks) where ``spec`` has a block size; None until it
+            is chosen, and where ``spec`` is None.
         zero_point: integer of the grid, same shape as ``scale``.
         codes: integer codes in the tensor's shape, only where they are not the nearest rounding.
         levels: sorted int8 of shape (at most 2**num_bits,), the values that codes take, for weights below 8 bits;
@@ -115,6 +124,19 @@ class TensorPlan:
     error_db: float | None = None
     decided_by: tuple[str, ...] = ()
     reason: str = ""
+
+    def grid(self, shape: tuple[int, ...]) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
+        """Return scale and zero point for a tensor of a shape; those of blocks are repeated for every element.
+
+        Raises:
+            QCompileError: there is no grid yet.
+        """
+        if self.spec is None or self.scale is None or self.zero_point is None:
+            raise QCompileError(f"weight '{self.name}' is planned without a grid")
+        if self.spec.block_size is None:
+            return self.scale, self.zero_point
+        size, axis = self.spec.block_size, self.spec.axis
+        return spread(self.scale, axis, size, shape), spread(self.zero_point, axis, size, shape)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -266,6 +288,8 @@ def _tensor_to_json(tensor: TensorPlan, arrays: dict[str, NDArray[Any]]) -> dict
         spec = tensor.spec
         entry["spec"] = {"num_bits": spec.num_bits, "signed": spec.signed, "symmetric": spec.symmetric}
         entry["spec"]["axis"] = spec.axis
+        if spec.block_size is not None:
+            entry["spec"]["block_size"] = spec.block_size
     if tensor.clip is not None:
         entry["clip"] = [float(v) for v in tensor.clip]
     if tensor.error_db is not None:

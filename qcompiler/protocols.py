@@ -88,6 +88,47 @@ class OpRule:
     needs: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class MatMulForm:
+    """A way to multiply by a constant matrix.
+
+    Attributes:
+        precision: FLOAT, INTEGER (activations on a fixed grid), DYNAMIC (on one found at run time) or BLOCKWISE.
+        num_bits: width in which the runtime holds a weight of BLOCKWISE: 2, 4 or 8.
+        block_size: inputs that share a scale; 0 is one scale per output.
+        accuracy_level: of the runtime's MatMulNBits: 0 computes in float, 4 in integers.
+    """
+
+    precision: Precision
+    num_bits: int = 8
+    block_size: int = 0
+    accuracy_level: int = 0
+
+    def describe(self) -> str:
+        """Return a short name, such as ``dynamic`` or ``blockwise 4 bits, blocks of 32, accuracy level 4``."""
+        if self.precision is not Precision.BLOCKWISE:
+            return str(self.precision)
+        level = f"accuracy level {self.accuracy_level}"
+        return f"{self.precision} {self.num_bits} bits, blocks of {self.block_size}, {level}"
+
+
+@dataclass(frozen=True, slots=True)
+class MatMulCost:
+    """One measured point of a target: what a form costs of what the float product costs.
+
+    Attributes:
+        form: the way to multiply.
+        rows: rows of the left operand.
+        weights: weights of the matrix.
+        ratio: cost over that of the float product, in the quantity that the target is measured in.
+    """
+
+    form: MatMulForm
+    rows: int
+    weights: int
+    ratio: float
+
+
 @runtime_checkable
 class Target(Protocol):
     """Hardware and its runtime. Implementations are frozen dataclasses; ``profile`` is the part after ':'.

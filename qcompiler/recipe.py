@@ -134,6 +134,7 @@ class Recipe:
             weights below 8 bits, 3 improves them for as long as it takes; see ``qcompiler.passes.IMPROVING``.
         max_time_s: when searches end with the best that was verified, in seconds; None: when they are done.
         fine_tune_minutes: how long weights are trained behind all searches; 0 trains nothing.
+        decode: tokens come one by one, so that products have one row, whatever the samples are like.
         max_memory_bytes: what this process may hold while it searches; None for no limit.
         threads: threads of every measured session.
         verify: "host" runs the result on this machine; "emulate" also on emulated boards, for targets that are one.
@@ -153,6 +154,7 @@ class Recipe:
     max_time_s: float | None = None
     max_memory_bytes: int | None = None
     fine_tune_minutes: float = 0.0
+    decode: bool = False
     floors: Floors = Floors()
     threads: int = 1
     verify: str = "host"

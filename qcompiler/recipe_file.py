@@ -193,6 +193,7 @@ _KEYS: dict[str, tuple[str, _Reader]] = {
     "effort": ("effort", _integer),
     "max_time": ("max_time_s", parse_duration),
     "fine_tune": ("fine_tune_minutes", _number),
+    "decode": ("decode", _flag),
     "max_memory": ("max_memory_bytes", parse_size),
     "threads": ("threads", _integer),
     "verify": ("verify", _text),

@@ -64,7 +64,7 @@ def places_alike(decided: State, context: Context, other: Target) -> bool:
     """
     if any(placed_by(t, context.recipe) is not PlacedBy.TABLE for t in (context.target, other)):
         return False
-    if _writing(other) != _writing(context.target):
+    if _writing(other, decided) != _writing(context.target, decided):
         return False
     few = any(t.levels is not None for t in decided.plan.tensors.values())
     if few and looks_up_levels(other) != looks_up_levels(context.target):
@@ -72,9 +72,11 @@ def places_alike(decided: State, context: Context, other: Target) -> bool:
     return _placement(decided, context) == _placement(decided, replace(context, target=other))
 
 
-def _writing(target: Target) -> list[str]:
+def _writing(target: Target, decided: State) -> list[str]:
     """Return the lowering passes of a target that a search may see in a result: those that can change a value."""
-    return [name for name in target.lower_passes() if name not in EXACT]
+    blockwise = any(n.precision is Precision.BLOCKWISE for n in decided.plan.nodes.values())
+    idle = EXACT if blockwise else EXACT | {"matmul-nbits"}
+    return [name for name in target.lower_passes() if name not in idle]
 
 
 def with_shared_plan(verdict: Verdict, plan: CompressionPlan) -> Verdict:
@@ -85,7 +87,8 @@ def with_shared_plan(verdict: Verdict, plan: CompressionPlan) -> Verdict:
 
 
 def _placement(state: State, context: Context) -> Placement:
-    placed = make_pass("place").run(replace(state, plan=CompressionPlan()), context).state.plan
+    chosen = make_pass("choose-matmuls").run(replace(state, plan=CompressionPlan()), context).state
+    placed = make_pass("place").run(chosen, context).state.plan
     return (
         {name: node.precision for name, node in placed.nodes.items()},
         {name: tensor.spec for name, tensor in placed.tensors.items()},

@@ -8,8 +8,9 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from qcompiler.errors import UsageError
-from qcompiler.protocols import OpRule
+from qcompiler.protocols import MatMulCost, OpRule
 from qcompiler.runtime.ort_cpu import ACTIVATION_BITS, ORT_CPU_RULES, WEIGHT_BITS
+from qcompiler.runtime.ort_matmuls import DOT_PRODUCT_COSTS, I8MM_COSTS, WIDENING_COSTS
 from qcompiler.runtime.table_target import PACKED_LOWERING, TableTarget
 
 DEFAULT_PROFILE = "cortex-a76"
@@ -66,3 +67,9 @@ class Arm(TableTarget):
     def rules(self) -> Sequence[OpRule]:
         """Return the capability table of ONNX Runtime's CPU provider, as far as it pays on this profile."""
         return NARROW_RULES if self.profile in WITHOUT_DOT_PRODUCT else self.table
+
+    def matmul_costs(self) -> tuple[MatMulCost, ...]:
+        """Return what forms of products cost on this profile, in instructions."""
+        if self.profile in WITHOUT_DOT_PRODUCT:
+            return WIDENING_COSTS
+        return I8MM_COSTS if self.profile == "i8mm" else DOT_PRODUCT_COSTS

@@ -6,8 +6,9 @@ import platform
 from dataclasses import dataclass
 from typing import ClassVar
 
-from qcompiler.protocols import OpRule
+from qcompiler.protocols import MatMulCost, OpRule
 from qcompiler.runtime.ort_cpu import ACTIVATION_BITS, ORT_CPU_RULES, WEIGHT_BITS
+from qcompiler.runtime.ort_matmuls import X86_COSTS
 from qcompiler.runtime.table_target import PACKED_LOWERING, TableTarget
 
 
@@ -22,6 +23,7 @@ class X86(TableTarget):
     lowering: ClassVar[tuple[str, ...]] = PACKED_LOWERING
     weight_bits: ClassVar[frozenset[int]] = WEIGHT_BITS
     activation_bits: ClassVar[frozenset[int]] = ACTIVATION_BITS
+    matmuls: ClassVar[tuple[MatMulCost, ...]] = X86_COSTS
 
     @property
     def executes_here(self) -> bool:

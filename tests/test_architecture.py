@@ -26,7 +26,7 @@ TIERS: tuple[frozenset[str], ...] = tuple(
         "protocols",
         "data model",
         "runtime",
-        "activation_grids gate",
+        "activation_grids blockwise gate",
         "artifacts graphsurgeon layer_problems layers lowering report samples",
         "executor mixed_precision",
         "search training",

@@ -97,6 +97,12 @@ _OPTIONS = (
         help="What the search may hold in memory, such as 4GB; what does not fit is left out, and said so.",
     ),
     _how(
+        "--decode",
+        is_flag=True,
+        default=None,
+        help="Tokens come one by one, as from a decoder: products are chosen for one row. See docs/matmuls.md.",
+    ),
+    _how(
         "--passes",
         metavar="LIST",
         help="Run these passes instead of the target's: 'a,b{option=value}' (quote the braces). "

@@ -140,7 +140,10 @@ def binding_of(state: State, executor: TorchExecutor) -> Binding:
 
 
 class _Simulation:
-    """Follows what the lowering passes write: insert-qdq, insert-dynamic and pack-weights."""
+    """Follows what the lowering passes write: insert-qdq, insert-dynamic, matmul-nbits and pack-weights.
+
+    What blockwise products round of their inputs is left out: it is far less than what the others do.
+    """
 
     def __init__(self, plan: CompressionPlan, executor: TorchExecutor) -> None:
         self._plan, self._executor = plan, executor
@@ -181,7 +184,7 @@ class _Simulation:
     def _stored_operands(self, node: ir.Node) -> Iterator[tuple[int, TensorPlan]]:
         """Yield the operands of a node that the lowered graph reads from integers."""
         precision = self._precision(node)
-        places: tuple[int, ...] = (1,) if precision in (*INTEGER, Precision.DYNAMIC) else ()
+        places: tuple[int, ...] = (1,) if precision in (*INTEGER, Precision.DYNAMIC, Precision.BLOCKWISE) else ()
         if precision is Precision.WEIGHT_ONLY:
             places = weight_operands(node)
         for index in places:
@@ -247,5 +250,5 @@ def decoded_weight(entry: TensorPlan, executor: TorchExecutor) -> torch.Tensor:
     codes = weight_codes(weight.detach().float().cpu().numpy(), entry)
     if entry.spec is None or entry.scale is None:
         raise QCompileError(f"weight '{entry.name}' is planned without a grid")
-    scale = along(entry.scale, entry.spec.axis, codes.ndim)
+    scale = along(entry.grid(codes.shape)[0], entry.spec.axis, codes.ndim)
     return torch.tensor(codes.astype(np.float32) * scale, dtype=weight.dtype, device=weight.device)

@@ -22,7 +22,7 @@ from qcompiler.state import Context, State
 
 STORED = "; weights stored in integers"
 """What placement adds to a reason, of which a runtime sees nothing."""
-IN_INTEGERS = frozenset({Precision.INTEGER, Precision.MOVE, Precision.DYNAMIC})
+IN_INTEGERS = frozenset({Precision.INTEGER, Precision.MOVE, Precision.DYNAMIC, Precision.BLOCKWISE})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -57,9 +57,11 @@ def _pad(inputs: list[_Array], attributes: Mapping[str, ir.Attr]) -> _Array:
 
 
 _OPERATORS: dict[str, Callable[[list[_Array], Mapping[str, ir.Attr]], _Array]] = {
+    "Add": lambda inputs, _: inputs[0] + inputs[1],
     "Cast": _cast,
     "Concat": lambda inputs, attributes: np.concatenate(inputs, _axis(attributes)),
     "Div": lambda inputs, _: inputs[0] // inputs[1],
+    "Expand": lambda inputs, _: inputs[0] * np.ones(inputs[1].tolist(), inputs[0].dtype),
     "Gather": lambda inputs, attributes: np.take(inputs[0], inputs[1], _axis(attributes)),
     "MatMul": lambda inputs, _: inputs[0] @ inputs[1],
     "Mod": lambda inputs, _: np.mod(inputs[0], inputs[1]),

@@ -176,7 +176,7 @@ class Splitter:
 
     def _is_integer(self, node: ir.Node) -> bool:
         decision = self._state.plan.nodes.get(node.name or "")
-        kinds = (Precision.INTEGER, Precision.MOVE, Precision.DYNAMIC)
+        kinds = (Precision.INTEGER, Precision.MOVE, Precision.DYNAMIC, Precision.BLOCKWISE)
         return decision is not None and decision.precision in kinds
 
     def _leader_of(self, node: ir.Node) -> str:

@@ -43,12 +43,28 @@ def covered_range(scale: float, zero_point: int, codes: tuple[int, int]) -> tupl
 
 
 def along(values: NDArray[Any], axis: int | None, rank: int) -> NDArray[Any]:
-    """Return per-channel values of shape (channels,) reshaped to broadcast along ``axis`` of a rank."""
-    if axis is None or values.ndim == 0:
+    """Return per-channel values of shape (channels,) reshaped to broadcast along ``axis`` of a rank.
+
+    Values that have that rank already, one for every element, are returned as they are.
+    """
+    if axis is None or values.ndim == 0 or values.ndim == rank > 1:
         return values
     shape = [1] * rank
     shape[axis] = -1
     return values.reshape(shape)
+
+
+def spread(values: NDArray[Any], axis: int | None, block_size: int, shape: tuple[int, ...]) -> NDArray[Any]:
+    """Return values per block of a matrix, repeated for every element.
+
+    Args:
+        values: shape (channels, blocks).
+        axis: channel axis of the matrix, 0 or 1; blocks lie along the other one, the last may be cut short.
+        block_size: elements of a block.
+        shape: of the matrix.
+    """
+    rows = np.repeat(values, block_size, axis=1)[:, : shape[1 - (axis or 0)]]
+    return np.ascontiguousarray(rows if axis == 0 else rows.T)
 
 
 def quantize(values: Float32, scale: Float32, zero_point: Int32, codes: tuple[int, int], axis: int | None) -> Int32:
@@ -56,7 +72,7 @@ def quantize(values: Float32, scale: Float32, zero_point: Int32, codes: tuple[in
 
     Args:
         values: float32, any shape.
-        scale: float32, shape () or (channels,).
+        scale: float32, shape () or (channels,), or that of ``values``.
         zero_point: int32, same shape as ``scale``.
         codes: smallest and largest code.
         axis: channel axis, or None.

@@ -153,6 +153,25 @@ def as_rows(weight: Float32, axis: int) -> Float32:
     return np.ascontiguousarray(np.moveaxis(weight, axis, 0)).reshape(weight.shape[axis], -1)
 
 
+def as_blocks(rows: Float32, importance: Float32 | None, size: int) -> tuple[Float32, Float32 | None]:
+    """Return rows cut into blocks, each a row of its own, and their importance; zeros fill the last block of a row.
+
+    Args:
+        rows: float32, shape (channels, weights per channel).
+        importance: float32, shape (weights per channel,) or that of ``rows``, or None.
+        size: weights of a block.
+
+    Returns:
+        float32 of shape (channels * blocks, size); the importance has that shape too.
+    """
+    missing = -rows.shape[1] % size
+    blocks = np.pad(rows, ((0, 0), (0, missing))).reshape(-1, size)
+    if importance is None:
+        return blocks, None
+    full = np.broadcast_to(importance, rows.shape)
+    return blocks, np.pad(full, ((0, 0), (0, missing))).reshape(-1, size)
+
+
 def input_importance(weight_shape: tuple[int, ...], axis: int, power: NDArray[np.float64], groups: int) -> Float32:
     """Return the mean square of the input behind each weight, in the order of ``as_rows``.
 

@@ -192,7 +192,7 @@ def _lasting(name: str) -> bool:
 
 def compute_nodes(state: State) -> list[str]:
     """Return the compute nodes that run in integers, in graph order."""
-    kinds = (Precision.INTEGER, Precision.DYNAMIC)
+    kinds = (Precision.INTEGER, Precision.DYNAMIC, Precision.BLOCKWISE)
     plans = state.plan.nodes
     return [
         n.name or ""

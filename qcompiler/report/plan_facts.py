@@ -23,6 +23,7 @@ _HOW = {
     Precision.INTEGER: "in integers",
     Precision.MOVE: "moving codes",
     Precision.DYNAMIC: "in integers with ranges found at run time",
+    Precision.BLOCKWISE: "with integer weights decoded block by block in the kernel",
     Precision.WEIGHT_ONLY: "in float with integer weights in the file",
     Precision.FLOAT: "in float",
 }

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from qcompiler.plan import Precision, QuantSpec
-from qcompiler.protocols import OpRule, Refusal
+from qcompiler.protocols import MatMulCost, OpRule, Refusal
 from qcompiler.runtime.ort_cpu import FLOAT_REASONS, find_rule
 
 QDQ_LOWERING = ("insert-qdq", "pad-codes", "align-channels", "insert-dynamic", "pack-weights", "pack-constants")
 """The passes that write a plan as a QDQ graph, for ONNX Runtime's CPU provider."""
-PACKED_LOWERING = (*QDQ_LOWERING, "pack-bits")
+PACKED_LOWERING = (*QDQ_LOWERING, "matmul-nbits", "pack-bits")
 """The same with weights packed: ONNX Runtime computes what follows from constants when it loads a session."""
 
 
@@ -25,6 +25,7 @@ class TableTarget:
         float_reasons: operator -> why it stays in float.
         lowering: names of the passes that write a plan.
         weight_bits / activation_bits: widths of codes that a recipe may ask for.
+        matmuls: what forms of products cost where it was measured; nothing leaves them to ``place``.
         files: what is written beside ``model.onnx``.
     """
 
@@ -37,6 +38,7 @@ class TableTarget:
     lowering: ClassVar[tuple[str, ...]] = QDQ_LOWERING
     weight_bits: ClassVar[frozenset[int]] = frozenset({8})
     activation_bits: ClassVar[frozenset[int]] = frozenset({8})
+    matmuls: ClassVar[tuple[MatMulCost, ...]] = ()
     files: ClassVar[tuple[str, ...]] = ()
 
     @property
@@ -56,6 +58,10 @@ class TableTarget:
     def legalize(self, op_type: str, wanted: Precision, weights: QuantSpec | None) -> OpRule | Refusal:
         """Return the rule by which a node runs, or why it does not."""
         return find_rule(tuple(self.rules()), op_type, wanted, weights, self.float_reasons)
+
+    def matmul_costs(self) -> tuple[MatMulCost, ...]:
+        """Return what forms of products cost."""
+        return self.matmuls
 
     def lower_passes(self) -> tuple[str, ...]:
         """Return the names of the passes that write a plan."""

@@ -13,9 +13,11 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
+from qcompiler.blockwise import with_form
 from qcompiler.lowering import with_aligned_channels
 from qcompiler.model.save import to_proto
-from qcompiler.plan import CompressionPlan, Role
+from qcompiler.plan import CompressionPlan, Precision, Role
+from qcompiler.protocols import MatMulForm
 from qcompiler.state import Context, State
 from tests.compiling import PLANNING, context, run_passes, samples, start
 from tests.models import FLOAT, build, conv_net, token_net
@@ -27,6 +29,8 @@ BEFORE: dict[str, tuple[str, ...]] = {
     "widen-float16": (),
     "fold-batch-norm": (),
     "equalize-channels": ("fold-batch-norm",),
+    "smooth-activations": (),
+    "choose-matmuls": (),
     "estimate-statistics": ("fold-batch-norm",),
     "place": ("fold-batch-norm",),
     "observe": ("fold-batch-norm", "place"),
@@ -46,6 +50,7 @@ BEFORE: dict[str, tuple[str, ...]] = {
     "raise-opset": BEFORE_LOWERING,
     "store-int4": (*BEFORE_LOWERING, "raise-opset", "insert-qdq"),
     "insert-dynamic": BEFORE_LOWERING,
+    "matmul-nbits": BEFORE_LOWERING,
     "pack-weights": BEFORE_LOWERING,
     "pack-bits": (*BEFORE_LOWERING, "insert-qdq"),
     "pack-constants": BEFORE_LOWERING,
@@ -85,6 +90,22 @@ def uneven_net() -> onnx.ModelProto:
     return build(nodes, [("x", FLOAT, [1, 3, 8, 8])], [("y", FLOAT, [1, 4, 8, 8])], constants)
 
 
+def token_outlier_net() -> onnx.ModelProto:
+    """LayerNormalization with a large channel, then two products: ``x`` (1, 5, 32) -> ``y`` and ``z`` (1, 5, 16)."""
+    rng = np.random.default_rng(0)
+    scale = np.ones(32, np.float32)
+    scale[3] = 60
+    constants = {"scale": scale, "bias": (0.1 * rng.standard_normal(32)).astype(np.float32)}
+    constants |= {name: rng.standard_normal((32, 16)).astype(np.float32) for name in ("v", "w")}
+    nodes = [
+        helper.make_node("LayerNormalization", ["x", "scale", "bias"], ["n"], name="ln"),
+        helper.make_node("MatMul", ["n", "v"], ["y"], name="left"),
+        helper.make_node("MatMul", ["n", "w"], ["z"], name="right"),
+    ]
+    outs = [("y", FLOAT, [1, 5, 16]), ("z", FLOAT, [1, 5, 16])]
+    return build(nodes, [("x", FLOAT, [1, 5, 32])], outs, constants)
+
+
 def table_net() -> onnx.ModelProto:
     """Two equal float tables of few values and one of many: ``x`` (1, 32, 32) -> ``y`` (1, 32, 32)."""
     rng = np.random.default_rng(0)
@@ -104,7 +125,10 @@ SEARCHES = frozenset({"solve-on-prefix", "clip-round-search", "joint-clip-search
 MODELS: dict[str, Callable[[], onnx.ModelProto]] = {
     "widen-float16": half_net,
     "equalize-channels": uneven_net,
+    "smooth-activations": token_outlier_net,
+    "choose-matmuls": token_outlier_net,
     "insert-dynamic": token_net,
+    "matmul-nbits": token_net,
     "pack-weights": token_net,
     "pack-bits": lambda: conv_net(channels=32),
     "pack-constants": table_net,
@@ -132,6 +156,8 @@ def before(name: str) -> tuple[State, Context]:
     data = samples(state.model, free=3)
     target, bits = FOR.get(name, ("x86", "W8A8"))
     where = replace(context(target, data, bits=bits), acceptance=samples(state.model, seed=1, free=3))
+    if name == "matmul-nbits":
+        state = replace(state, plan=with_form(state.plan, "head", MatMulForm(Precision.BLOCKWISE, 8, 32, 4)))
     state = run_passes(state, where, *BEFORE[name])
     if name == "align-channels":
         state = replace(state, plan=with_aligned_channels(state.plan, "conv1", 4))
