@@ -49,7 +49,7 @@ def fused_attention(node: ir.Node) -> AttentionBlock | str:
         tables = [_table(path, count) for path, count in zip(paths, counts, strict=True)]
     heads = heads or next((len(t) for t in tables if not isinstance(t, str)), 0)
     found = [projection(p, t, heads) for p, t in zip(paths, tables, strict=True)]
-    return _assembled(node, paths, [_grouped(f, heads) for f in found], heads)
+    return _assembled(node, paths, found, heads)
 
 
 def _assembled(node: ir.Node, paths: list[Path | str], found: list[Projection | str], heads: int) -> AttentionBlock:
@@ -77,13 +77,6 @@ def _assembled(node: ir.Node, paths: list[Path | str], found: list[Projection | 
         output=_output(node, value, heads),
         operands=(_named(node, 0), _named(node, 1), _named(node, 2)),
     )
-
-
-def _grouped(found: Projection | str, heads: int) -> Projection | str:
-    """Return a projection whose heads are shared by equally many query heads each."""
-    if isinstance(found, str) or not heads or heads % len(found.rows):
-        return found
-    return replace(found, head_of=np.repeat(np.arange(len(found.rows)), heads // len(found.rows)))
 
 
 def _table(path: Path | str, heads: int) -> Channels | str:

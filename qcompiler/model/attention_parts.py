@@ -112,12 +112,14 @@ def projection(path: Path | str, table: Channels | str, heads: int) -> Projectio
     rows = table[unique]
     if np.unique(rows).size != rows.size:
         return "heads share some of their channels"
+    if not heads or heads % len(table):
+        return f"{len(table)} of its heads are not shared evenly by {heads} heads of queries"
     head_of = np.asarray([unique.index(first[tuple(row)]) for row in table.tolist()], np.int64)
     return Projection(
         node=path.source,
         weight=name_of(path.source.inputs[1]),
         rows=np.ascontiguousarray(rows),
-        head_of=head_of if len(table) == heads else np.broadcast_to(head_of, heads).copy(),
+        head_of=np.repeat(head_of, heads // len(table)),
         rotation=path.rotation,
         data=name_of(path.data),
     )

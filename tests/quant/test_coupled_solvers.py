@@ -38,7 +38,7 @@ def drawn(problem, seed, blocks=0):
     codes = rng.choice(problem.levels, problem.weight.shape).astype(np.int8)
     shape = (*problem.scale.shape, blocks) if blocks else problem.scale.shape
     scale = problem.scale[..., None] if blocks else problem.scale
-    return Solution(codes, scale * rng.uniform(0.3, 3, shape))
+    return Solution(codes, scale * rng.uniform(0.3, 3, shape), -(-18 // blocks) if blocks else 0)
 
 
 # -- the objective -------------------------------------------------------------------------------------
@@ -181,13 +181,13 @@ def test_refining_scales_never_raises_the_error(levels, blocks):
 def test_many_refinements_end_where_no_scale_can_move(blocks):
     problem = toy_heads(1, uniform_levels(4))
     scale = problem.scale[:, :, None] * np.ones(blocks) * 1.1
-    end = refine_scale(problem, Solution(nearest(problem).codes, scale), sweeps=2000)
+    end = refine_scale(problem, Solution(nearest(problem).codes, scale, 18 // blocks), sweeps=2000)
     assert not np.allclose(end.scale, scale, rtol=1e-2)
     for factor in (0.99, 1.01):
         for place in np.ndindex(end.scale.shape):
             near = end.scale.copy()
             near[place] *= factor
-            assert error_of(problem, Solution(end.codes, near)) > error_of(problem, end)
+            assert error_of(problem, Solution(end.codes, near, 18 // blocks)) > error_of(problem, end)
 
 
 def test_scales_of_one_sweep_are_the_closed_form():
@@ -216,12 +216,12 @@ def test_a_scale_per_row_and_block_of_inputs(name):
     lost = {"nearest": [], name: []}
     for seed in range(10):
         problem = toy_heads(seed, uniform_levels(4), inputs=20)
-        problem = replace(problem, scale=blocks_of(problem))
+        problem = replace(problem, scale=blocks_of(problem), block_size=7)
         found = SOLVERS[name]().solve(problem)
         assert found.scale.shape == (2, 6, 3)
-        steps = np.repeat(problem.scale, [7, 7, 6], axis=2)
+        steps = np.repeat(problem.scale, 7, axis=2)[:, :, :20]
         plain = np.clip(np.rint(problem.weight / steps), -8, 7).astype(np.int8)
-        lost["nearest"].append(error_of(problem, refine_scale(problem, Solution(plain, problem.scale))))
+        lost["nearest"].append(error_of(problem, refine_scale(problem, Solution(plain, problem.scale, 7))))
         lost[name].append(error_of(problem, found))
     assert np.median(lost[name]) < 0.8 * np.median(lost["nearest"])
 
@@ -229,7 +229,7 @@ def test_a_scale_per_row_and_block_of_inputs(name):
 @pytest.mark.parametrize("name", ["gptq", "boa"])
 def test_blocks_of_one_scale_are_rows_of_one_scale(name):
     problem = replace(toy_heads(6, uniform_levels(3)), row_gram=None)
-    blocks = replace(problem, scale=np.repeat(problem.scale[:, :, None], 3, axis=2))
+    blocks = replace(problem, scale=np.repeat(problem.scale[:, :, None], 3, axis=2), block_size=8)
     one, several = (SOLVERS[name]().solve(p) for p in (problem, blocks))
     np.testing.assert_array_equal(one.codes, several.codes)
     assert (

@@ -46,7 +46,7 @@ class Boa:
         weight, scale, floor = (_sorted(a, order) for a in (problem.weight, problem.scale, problem.floor))
         codes, scale = self._rounded(problem, _factor(problem, order), weight, (scale, floor))
         back = np.argsort(order, axis=1, kind="stable")
-        return refine_scale(problem, Solution(_sorted(codes, back), _sorted(scale, back)))
+        return refine_scale(problem, Solution(_sorted(codes, back), _sorted(scale, back), problem.block_size))
 
     def cost(self, problem: LayerProblem) -> float:
         """Return about how many multiply-accumulates it takes."""
@@ -74,8 +74,9 @@ class Boa:
                 if moved.any():
                     anew = search_scale(rest[:, here], problem.gram, problem.levels, floor[:, here])
                     scale[:, here] = np.where(moved, anew, scale[:, here])
-            codes[:, here] = columns.codes(rest[:, here], scale[:, here], problem.levels)
-            error = rest[:, here] - codes[:, here] * column_scale(scale[:, here], weight.shape[2])
+            steps = column_scale(scale[:, here], weight.shape[2], problem.block_size)
+            codes[:, here] = columns.codes(rest[:, here], steps, problem.levels)
+            error = rest[:, here] - codes[:, here] * steps
             share = np.linalg.solve(factor[:, here, here].transpose(0, 2, 1), error)
             rest[:, behind] -= factor[:, here, behind].transpose(0, 2, 1) @ share
         return codes, scale

@@ -35,7 +35,7 @@ def better_groups(problem: LayerProblem, *solutions: Solution) -> Solution:
     for number, solution in enumerate(solutions[1:], 1):
         won = best == number
         codes[won], scale[won] = solution.codes[won], solution.scale[won]
-    return Solution(codes, scale)
+    return Solution(codes, scale, solutions[0].block_size)
 
 
 def coupled_rows(row_gram: Float64) -> NDArray[np.bool_]:

@@ -33,9 +33,10 @@ class Gptq:
 
     def solve(self, problem: LayerProblem, seed: int = 0) -> Solution:
         """Return codes and scales; the seed is not used."""
+        inputs = problem.weight.shape[2]
         columns = Columns(problem.gram, ordered=self.ordered, block=self.block)
-        codes = columns.codes(problem.weight, problem.scale, problem.levels)
-        found = Solution(codes, problem.scale)
+        codes = columns.codes(problem.weight, column_scale(problem.scale, inputs, problem.block_size), problem.levels)
+        found = Solution(codes, problem.scale, problem.block_size)
         return (
             refit_scale(problem, found)
             if problem.scale.ndim == 2
@@ -65,16 +66,16 @@ class Columns:
         sorted_rows = np.take_along_axis(gram, self._order[:, :, None], 1)
         self._factor = inverse_factor(np.take_along_axis(sorted_rows, self._order[:, None, :], 2))
 
-    def codes(self, weight: Float64, scale: Float64, levels: Levels) -> Int8:
+    def codes(self, weight: Float64, steps: Float64, levels: Levels) -> Int8:
         """Return codes of shape (groups, rows, inputs).
 
         Args:
             weight: of that shape.
-            scale: shape (groups, rows) or (groups, rows, blocks).
+            steps: scales, shape (groups, rows, inputs), or 1 for the inputs where rows have one each.
             levels: sorted levels.
         """
         order = self._order[:, None, :]
-        steps = np.broadcast_to(column_scale(scale, weight.shape[2]), weight.shape)
+        steps = np.broadcast_to(steps, weight.shape)
         # Columns first, so that each lies in one piece.
         rest, steps = (
             np.ascontiguousarray(np.take_along_axis(a, order, 2).transpose(0, 2, 1)) for a in (weight, steps)

@@ -66,7 +66,7 @@ def _swept(problem: LayerProblem, row_gram: Float64, solution: Solution) -> Solu
     groups, rows, inputs = solution.codes.shape
     scale = solution.scale.reshape(groups, rows, -1).copy()
     blocks = scale.shape[2]
-    length = -(-inputs // blocks)
+    length = solution.block_size or inputs
     slope = row_gram @ ((solution.weight() - problem.weight) @ problem.gram)
     for row in range(rows):
         for block in range(blocks):
@@ -80,7 +80,7 @@ def _swept(problem: LayerProblem, row_gram: Float64, solution: Solution) -> Solu
             best = np.where(useful & (wanted > 0), np.maximum(wanted, floor), scale[:, row, block])
             slope += row_gram[:, :, row, None] * ((best - scale[:, row, block])[:, None] * product)[:, None, :]
             scale[:, row, block] = best
-    return Solution(solution.codes, scale.reshape(solution.scale.shape))
+    return Solution(solution.codes, scale.reshape(solution.scale.shape), solution.block_size)
 
 
 def alternate(problem: LayerProblem, solution: Solution, rounds: int = ROUNDS) -> Solution:
