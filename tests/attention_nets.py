@@ -74,7 +74,7 @@ class Net:
         """Add softmax(Q K^T) V; the key is transposed already."""
         scores = self.add("MatMul", [query, key], "scores")
         if scale:
-            scores = self.add("Div", [scores, self.floats(SIZE**0.5)], "scaled")
+            scores = self.add("Div", [scores, self.floats((WIDTH / self.heads) ** 0.5)], "scaled")
         if mask == "add":
             scores = self.add("Add", [scores, "mask"], "masked")
         if mask == "where":
@@ -242,12 +242,12 @@ def fused(form: str) -> tuple[onnx.ModelProto, Net]:
         return _with_weights()
     net = Net(shared=2 if form.startswith("gqa") else HEADS, opset=23 if form.startswith("onnx") else 17)
     if form == "gqa packed":
-        net.linear("x", "packed", (HEADS + 4) * 8)
-    size = 8 if form.startswith("gqa") else SIZE
+        net.linear("x", "packed", (HEADS + 4) * 16)
+    size = 16 if form.startswith("gqa") else SIZE
     width = {"query": HEADS * size, "key": net.shared * size, "value": net.shared * size}
     if form == "gqa packed":
         data = ["packed_out", "", ""]
-        cuts = np.split(np.arange((HEADS + 4) * 8), [HEADS * 8, (HEADS + 2) * 8])
+        cuts = np.split(np.arange((HEADS + 4) * 16), [HEADS * 16, (HEADS + 2) * 16])
         for role, rows in zip(width, cuts, strict=True):
             net.roles[role] = net.constants["packed.weight"].T[rows]
             net.bias[role] = net.constants["packed.bias"][rows]
@@ -276,7 +276,7 @@ def _group_query(net: Net, data: list[str], form: str) -> None:
     inputs = [*data, "", "", "lengths", "total"]
     rotate = 0
     if form == "gqa rotating":
-        angles = np.arange(16)[:, None] * np.asarray([1.0, 0.3, 0.1, 0.03])
+        angles = np.arange(16)[:, None] * np.asarray([1.0, 0.6, 0.3, 0.2, 0.1, 0.06, 0.03, 0.02])
         net.constant("cos", np.cos(angles).astype(np.float32))
         net.constant("sin", np.sin(angles).astype(np.float32))
         inputs, rotate = [*inputs, "cos", "sin"], 1

@@ -9,7 +9,8 @@ from onnx import TensorProto, helper, numpy_helper
 from qcompiler.model.attention import find_attention
 from qcompiler.model.load import load_model
 from tests.attention_nets import HEADS, SIZE, WIDTH, Net, cached, fused, grouped, packed, rotary, separate
-from tests.models import FLOAT, save
+from tests.compiling import start
+from tests.models import FLOAT
 
 FORMS = {
     "separate": separate,
@@ -35,21 +36,21 @@ FORMS = {
 }
 
 
-def found(proto, tmp_path):
-    return find_attention(load_model(save(proto, tmp_path)).model)
+def found(proto):
+    return find_attention(start(proto).model)
 
 
-def only(proto, tmp_path):
-    blocks, missed = found(proto, tmp_path)
+def only(proto):
+    blocks, missed = found(proto)
     assert missed == ()
     assert len(blocks) == 1
     return blocks[0]
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_every_form_is_matched_with_the_rows_of_every_head(form, tmp_path):
+def test_every_form_is_matched_with_the_rows_of_every_head(form):
     proto, net = FORMS[form]()
-    block = only(proto, tmp_path)
+    block = only(proto)
     assert block.matched, block.reasons
     assert block.heads == net.heads
     assert not block.cross
@@ -70,21 +71,19 @@ def test_every_form_is_matched_with_the_rows_of_every_head(form, tmp_path):
     assert block.query.data == block.key.data == "x" or "gemm" in form
 
 
-def test_the_scale_is_read(tmp_path):
-    assert only(separate()[0], tmp_path).scale == pytest.approx(SIZE**-0.5)
+def test_the_scale_is_read():
+    assert only(separate()[0]).scale == pytest.approx(SIZE**-0.5)
 
 
-def test_keys_of_another_value_are_cross_attention(tmp_path):
-    block = only(separate(cross=True)[0], tmp_path)
+def test_keys_of_another_value_are_cross_attention():
+    block = only(separate(cross=True)[0])
     assert block.cross
     assert block.matched
     assert (block.query.data, block.key.data, block.value.data) == ("x", "memory", "memory")
 
 
-def test_the_operators_name_the_form(tmp_path):
-    forms = {
-        form: only(FORMS[form]()[0], tmp_path).form for form in ("split", "MultiHeadAttention", "Attention, rank 3")
-    }
+def test_the_operators_name_the_form():
+    forms = {form: only(FORMS[form]()[0]).form for form in ("split", "MultiHeadAttention", "Attention, rank 3")}
     assert list(forms.values()) == ["Softmax", "com.microsoft.MultiHeadAttention", "Attention"]
 
 
@@ -102,32 +101,30 @@ def with_node(change):
     return net.close(net.core(query, key, value))
 
 
-def test_an_activation_behind_a_projection_leaves_the_others_matched(tmp_path):
+def test_an_activation_behind_a_projection_leaves_the_others_matched():
     proto = with_node(lambda net, parts: {**parts, "query": net.add("Tanh", [parts["query"]], "bent")})
-    block = only(proto, tmp_path)
+    block = only(proto)
     assert not block.matched
     assert block.reasons == ("query: Tanh 'bent' lies between the projection and the attention",)
     assert block.key.rows.shape == (HEADS, SIZE)
 
 
-def test_a_factor_by_channel_is_no_plain_factor(tmp_path):
+def test_a_factor_by_channel_is_no_plain_factor():
     def change(net, parts):
         factor = net.constant("factor", np.arange(1, WIDTH + 1, dtype=np.float32))
         return {**parts, "key": net.add("Mul", [parts["key"], factor], "bent")}
 
-    assert only(with_node(change), tmp_path).reasons == (
-        "key: Mul 'bent' lies between the projection and the attention",
-    )
+    assert only(with_node(change)).reasons == ("key: Mul 'bent' lies between the projection and the attention",)
 
 
-def test_a_factor_for_all_channels_is_passed(tmp_path):
+def test_a_factor_for_all_channels_is_passed():
     def change(net, parts):
         return {**parts, "query": net.add("Mul", [net.floats(0.7), parts["query"]], "smaller")}
 
-    assert only(with_node(change), tmp_path).matched
+    assert only(with_node(change)).matched
 
 
-def test_an_output_that_something_else_reads_too_is_a_reason(tmp_path):
+def test_an_output_that_something_else_reads_too_is_a_reason():
     net = Net()
     parts = [net.linear("x", r, WIDTH, role=r) for r in ("query", "key", "value")]
     query, value = (net.split_heads(p, n, HEADS) for p, n in ((parts[0], "q"), (parts[2], "v")))
@@ -135,43 +132,43 @@ def test_an_output_that_something_else_reads_too_is_a_reason(tmp_path):
     net.add("Relu", [context], "spy")
     proto = net.close(context)
     proto.graph.output.append(helper.make_tensor_value_info("spy", FLOAT, None))
-    (reason,) = only(proto, tmp_path).reasons
+    (reason,) = only(proto).reasons
     assert reason == "output: 'context' is read by more than a projection"
 
 
-def test_a_classifiers_softmax_is_no_attention(tmp_path):
+def test_a_classifiers_softmax_is_no_attention():
     net = Net()
     net.add("Softmax", [net.linear("x", "head", 5)], "y", axis=-1)
-    assert found(net.model(), tmp_path) == ((), ())
+    assert found(net.model()) == ((), ())
 
 
-def test_a_product_of_probabilities_without_scores_is_missed_with_a_reason(tmp_path):
+def test_a_product_of_probabilities_without_scores_is_missed_with_a_reason():
     net = Net()
     gate = net.add("Softmax", [net.linear("x", "gate", WIDTH)], "softmax", axis=-1)
     swapped = net.add("Transpose", [net.linear("x", "value", WIDTH)], "swapped", perm=[0, 2, 1])
     net.add("MatMul", [gate, swapped], "y")
-    blocks, (missed,) = found(net.model(), tmp_path)
+    blocks, (missed,) = found(net.model())
     assert blocks == ()
     assert missed.name == "softmax"
     assert missed.reason == "what it normalizes is no product of queries and keys with a factor and a mask"
 
 
-def test_another_axis_is_missed_with_a_reason(tmp_path):
+def test_another_axis_is_missed_with_a_reason():
     proto, _ = separate()
     softmax = next(n for n in proto.graph.node if n.op_type == "Softmax")
     softmax.attribute[0].i = 2
-    blocks, (missed,) = found(proto, tmp_path)
+    blocks, (missed,) = found(proto)
     assert blocks == ()
     assert missed.reason == "it normalizes axis 2, not the last one"
 
 
-def test_keys_that_come_in_from_outside_are_named(tmp_path):
+def test_keys_that_come_in_from_outside_are_named():
     net = Net()
     for name in ("keys", "values"):
         net.inputs.append((name, TensorProto.FLOAT, ["batch", HEADS, "past", SIZE]))
     query = net.split_heads(net.linear("x", "query", WIDTH, role="query"), "q", HEADS)
     key = net.add("Transpose", ["keys"], "kt", perm=[0, 1, 3, 2])
-    block = only(net.close(net.core(query, key, "values")), tmp_path)
+    block = only(net.close(net.core(query, key, "values")))
     assert block.cross
     assert block.heads == HEADS
     assert block.reasons[0] == "key: 'keys' is an input of the graph or a constant"
