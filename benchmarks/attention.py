@@ -14,7 +14,7 @@ import argparse
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -25,10 +25,11 @@ from numpy.typing import NDArray
 
 from benchmarks import readers
 from benchmarks.readers import Arrays
-from benchmarks.solvers import narrowed, run_passes
+from benchmarks.solvers import run_passes
 from benchmarks.tables import markdown_table
 from qcompiler.attention_problems import AttentionProblems, Samples, attention_problems
 from qcompiler.layer_problems import PlannedWeight, gram_matrices, planned_weights, row_floor
+from qcompiler.model.attention import find_attention
 from qcompiler.model.attention_parts import AttentionBlock, Projection
 from qcompiler.model.edit import clone, constant_of, drop_unused
 from qcompiler.model.load import load_model
@@ -53,7 +54,7 @@ MODEL = "models/all_minilm_l6_v2.onnx"
 OUTPUT = "last_hidden_state"
 CAPTIONS = "text/multi30k/train.lc.norm.tok.en.gz"
 TOKENIZER = "text/minilm_tokenizer.json"
-SOLVED, HELD = 128, 64
+SOLVED, HELD = 96, 48
 """Captions that solvers see, and those behind them, on which errors are measured."""
 
 CONTENDERS: dict[str, tuple[Solver, Solver]] = {
@@ -95,14 +96,14 @@ class Sentences:
 
 @dataclass(frozen=True, eq=False)
 class Bench:
-    """The model at one width, with the moments of its layers."""
+    """The model with the moments of its layers, and the width its weights are to get."""
 
     state: State
     weights: Mapping[str, PlannedWeight]
     grams: Mapping[str, Vectors]
     attention: AttentionProblems
     held: Sentences
-    bits: int
+    bits: int = 8
 
     def problem(self, name: str) -> LayerProblem:
         """Return a weight's plain problem."""
@@ -137,13 +138,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = parser.parse_args(arguments)
     prepared, solved, held = prepare(given.data)
     pairs = Pairs.read(given.data) if given.pairs else None
-    runs: Runs | None = None
+    wide = make_bench(prepared, solved, held)
+    runs = Runs(prepared.model, wide.attention.blocks, held)
     for bits in (int(b) for b in given.bits.split(",")):
-        bench = make_bench(narrowed(prepared, bits), bits, solved, held)
-        runs = runs or Runs(prepared.model, bench.attention.blocks, held)
+        bench = replace(wide, bits=bits)
         print(section(bench, runs, pairs), flush=True)
-        if bits <= 4:
-            print(clip_section(bench))
+        print(clip_section(bench), flush=True)
 
 
 def prepare(data: Path) -> tuple[State, Sentences, Sentences]:
@@ -155,13 +155,16 @@ def prepare(data: Path) -> tuple[State, Sentences, Sentences]:
     return run_passes(start, context, "place")[0], solved, held
 
 
-def make_bench(state: State, bits: int, solved: Sentences, held: Sentences) -> Bench:
-    """Return a narrowed model with its moments."""
+def make_bench(state: State, solved: Sentences, held: Sentences) -> Bench:
+    """Return the model with the moments of its layers."""
     weights = planned_weights(state, range(1, 9))
     options = GramOptions(positions=POSITIONS)
-    sets = [Samples(s, options, gram_matrices(state, weights, s, options)) for s in (solved, held)]
-    attention = attention_problems(state, weights, sets[0], sets[1])
-    return Bench(state, {w.entry.name: w for w in weights}, sets[0].grams, attention, held, bits)
+    grams = gram_matrices(state, weights, solved, options)
+    blocks, _ = find_attention(state.model)
+    inner = [w for w in weights if w.entry.name in {n for b in blocks for n in _weights(b)}]
+    sets = Samples(solved, options, grams), Samples(held, options, gram_matrices(state, inner, held, options))
+    attention = attention_problems(state, inner, *sets)
+    return Bench(state, {w.entry.name: w for w in weights}, grams, attention, held)
 
 
 def section(bench: Bench, runs: Runs, pairs: Pairs | None) -> str:

@@ -201,7 +201,7 @@ class SolveCodes:
         )
         contest = hold_contest(layer, self._tables(weight, layer), solvers, self.limit)
         won = contest.winner
-        reason = _reason(contest)
+        reason = _reason(contest, "attention" if layer.heads else "output")
         return self._entry(weight, won.levels, won.solution, reason), contest
 
     def _rounded(self, state: State, weight: PlannedWeight) -> TensorPlan:
@@ -246,12 +246,12 @@ def _level(power: float, error: float | None) -> float | None:
     return power_ratio_db(power, error) if error is not None else None
 
 
-def _reason(contest: Contest) -> str:
+def _reason(contest: Contest, judged: str) -> str:
     won = contest.winner
     best, plain = _level(contest.power, won.error), _level(contest.power, contest.error_of("nearest"))
     text = f"{won.solver} on {won.table} levels"
     if best is not None:
-        text += f": output at {best:.1f} dB on held-out samples"
+        text += f": {judged} at {best:.1f} dB on held-out samples"
     if best is not None and plain is not None and won.solver != "nearest":
         text += f", {best - plain:.1f} dB above nearest"
     return "; ".join((text, *contest.absent))
@@ -289,7 +289,8 @@ def _notes(attention: AttentionProblems | None) -> tuple[str, ...]:
 
 
 def _table(solvers: Sequence[str], contests: Mapping[str, Contest]) -> Table:
-    columns = [*solvers, *([MIXTURE] if len(solvers) > 1 else [])]
+    took_part = {e.solver for contest in contests.values() for e in contest.entrants}
+    columns = [n for n in (*solvers, MIXTURE) if n in took_part or (n not in COUPLED and n != MIXTURE)]
     rows = [
         TableRow(
             name=name,
