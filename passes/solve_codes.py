@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar, NamedTuple
 
@@ -139,7 +139,10 @@ class SolveCodes:
             metrics=(*_metrics(len(done), contests), *_attention_metrics(attention)),
             skipped=tuple(skipped),
             notes=_notes(attention),
-            tables=(*((_table(solvers, contests),) if contests else ()), *((attention.table(),) if attention else ())),
+            tables=(
+                *((_table(solvers, contests, attention.heads if attention else ()),) if contests else ()),
+                *((attention.table(),) if attention else ()),
+            ),
         )
         return PassResult(replace(state, plan=state.plan.with_tensors(*done)), report)
 
@@ -288,14 +291,14 @@ def _notes(attention: AttentionProblems | None) -> tuple[str, ...]:
     )
 
 
-def _table(solvers: Sequence[str], contests: Mapping[str, Contest]) -> Table:
+def _table(solvers: Sequence[str], contests: Mapping[str, Contest], heads: Collection[str]) -> Table:
     took_part = {e.solver for contest in contests.values() for e in contest.entrants}
     columns = [n for n in (*solvers, MIXTURE) if n in took_part or (n not in COUPLED and n != MIXTURE)]
     rows = [
         TableRow(
             name=name,
             values=tuple(_level(contest.power, contest.error_of(column)) for column in columns),
-            note=f"{contest.winner.solver}, {contest.winner.table}",
+            note=f"{contest.winner.solver}, {contest.winner.table}" + (", through attention" if name in heads else ""),
         )
         for name, contest in contests.items()
     ]
