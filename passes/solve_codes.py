@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar, NamedTuple
 
@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
+from qcompiler.attention_problems import AttentionProblems, Samples, attention_problems
 from qcompiler.data import Dataset
 from qcompiler.errors import UsageError
 from qcompiler.layer_problems import PlannedWeight, gram_matrices, planned_weights, row_floor
@@ -18,7 +19,8 @@ from qcompiler.protocols import PassKind, PassResult
 from qcompiler.quant.gram import dead_inputs, is_singular
 from qcompiler.quant.grid import power_ratio_db
 from qcompiler.quant.levels import Levels
-from qcompiler.quant.solvers import SOLVERS
+from qcompiler.quant.solvers import COUPLED, SOLVERS
+from qcompiler.quant.solvers.by_head import HeadRows
 from qcompiler.quant.solvers.contest import (
     MIXTURE,
     TABLES,
@@ -34,7 +36,11 @@ from qcompiler.runtime.grams import POSITIONS, GramOptions
 from qcompiler.runtime.widths import looks_up_levels
 from qcompiler.state import Context, Fact, State
 
-BY_EFFORT = {0: "nearest", 1: "nearest+gptq+descent", 2: "nearest+gptq+descent+adaround+flexround"}
+BY_EFFORT = {
+    0: "nearest",
+    1: "nearest+gptq+descent+boa",
+    2: "nearest+gptq+descent+adaround+flexround+boa+aespa",
+}
 """Solvers by effort, where none are named; more effort takes the last."""
 
 NAMED = 3
@@ -44,14 +50,14 @@ HELD_SHARE = 2
 """Without acceptance samples, every second calibration sample decides instead of solving."""
 
 Float64 = NDArray[np.float64]
-Grams = Mapping[str, Float64]
 
 
 class Moments(NamedTuple):
-    """Second moments of a layer's inputs, on the samples that solvers see and on those that decide."""
+    """Second moments of a layer's inputs, on the samples that solvers see and on those that decide, and its heads."""
 
     search: Float64
     held: Float64
+    heads: tuple[HeadRows, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +67,9 @@ class SolveCodes:
     The error of a layer is tr(E H E^T) with H the second moment of its inputs. Every solver minimizes it on the
     calibration samples, and the one with the least error on the acceptance samples wins. Layers without such an H
     (other operators, no samples, too many inputs) are rounded to nearest with scales by the weighted error.
+
+    Rows that are queries, keys or values of attention are judged by what their errors change there, and "boa" and
+    "aespa" minimize that. They take part only where attention is found.
 
     Attributes:
         solvers: names joined by "+"; "" takes those of the effort.
@@ -112,14 +121,16 @@ class SolveCodes:
     ) -> PassResult:
         solvers = options["solvers"].split("+")
         search, held = self._moments(state, context, weights)
+        attention = self._attention(state, weights, solvers, (search, held))
         done: list[TensorPlan] = []
         contests: dict[str, Contest] = {}
         skipped: list[Skip] = []
         for number, weight in enumerate(weights):
             context.progress("solving codes", number, len(weights))
             name = weight.entry.name
-            if name in search:
-                moments = Moments(search[name], held[name])
+            if search is not None and held is not None and name in search.grams:
+                heads = attention.heads.get(name, ()) if attention is not None else ()
+                moments = Moments(search.grams[name], held.grams[name], heads)
                 entry, contests[name] = self._solved(state, self._free(weight, context), moments, solvers)
             else:
                 entry = self._rounded(state, self._free(weight, context))
@@ -129,18 +140,23 @@ class SolveCodes:
             name=self.name,
             changed=True,
             options=dict(options),
-            metrics=_metrics(len(done), contests),
+            metrics=(*_metrics(len(done), contests), *_attention_metrics(attention)),
             skipped=tuple(skipped),
-            notes=_notes(search),
-            tables=(_table(solvers, contests),) if contests else (),
+            notes=(*_singular_notes(search.grams if search else {}), *_attention_notes(attention)),
+            tables=(
+                *((_table(solvers, contests, attention.heads if attention else ()),) if contests else ()),
+                *((attention.table(),) if attention else ()),
+            ),
         )
         return PassResult(replace(state, plan=state.plan.with_tensors(*done)), report)
 
-    def _moments(self, state: State, context: Context, weights: Sequence[PlannedWeight]) -> tuple[Grams, Grams]:
-        """Return H of every layer on the samples that solvers see, and on those that decide."""
+    def _moments(
+        self, state: State, context: Context, weights: Sequence[PlannedWeight]
+    ) -> tuple[Samples | None, Samples | None]:
+        """Return the samples that solvers see, and those that decide, with H of every layer on them."""
         search, held = _split(context)
         if search is None or held is None:
-            return {}, {}
+            return None, None
         parts = []
         for what, samples, positions in (("solve", search, self.positions), ("decide", held, self.positions // 2)):
             options = GramOptions(
@@ -149,8 +165,21 @@ class SolveCodes:
                 seed=context.recipe.seed,
                 progress=lambda done, total, what=what: context.progress(f"moments to {what} on", done, total),  # type: ignore[misc]
             )
-            parts.append(gram_matrices(state, weights, samples, options))
+            parts.append(Samples(samples, options, gram_matrices(state, weights, samples, options)))
         return parts[0], parts[1]
+
+    @staticmethod
+    def _attention(
+        state: State,
+        weights: Sequence[PlannedWeight],
+        solvers: Sequence[str],
+        moments: tuple[Samples | None, Samples | None],
+    ) -> AttentionProblems | None:
+        """Return what attention makes of the weights, None where no solver asks for it or there is none."""
+        if not set(solvers) & set(COUPLED):
+            return None
+        found = attention_problems(state, weights, *moments)
+        return found if found.blocks or found.missed else None
 
     def _tables(self, weight: PlannedWeight, layer: Layer) -> dict[str, Levels]:
         if weight.entry.levels is not None:
@@ -169,10 +198,17 @@ class SolveCodes:
     ) -> tuple[TensorPlan, Contest]:
         kernel = weight.layout.kernel if weight.layout is not None else 1
         floor = row_floor(state, weight)
-        layer = Layer(weight=weight.rows(), gram=moments.search, held=moments.held, floor=floor, kernel=kernel)
+        layer = Layer(
+            weight=weight.rows(),
+            gram=moments.search,
+            held=moments.held,
+            floor=floor,
+            kernel=kernel,
+            heads=moments.heads,
+        )
         contest = hold_contest(layer, self._tables(weight, layer), solvers, self.limit)
         won = contest.winner
-        reason = _reason(contest)
+        reason = _reason(contest, "attention" if layer.heads else "output")
         return self._entry(weight, won.levels, won.solution, reason), contest
 
     def _rounded(self, state: State, weight: PlannedWeight) -> TensorPlan:
@@ -213,7 +249,7 @@ def _split(context: Context) -> tuple[Dataset | None, Dataset | None]:
     return Subset(context.calibration, search), Subset(context.calibration, held)
 
 
-def _notes(grams: Grams) -> tuple[str, ...]:
+def _singular_notes(grams: Mapping[str, NDArray[np.float64]]) -> tuple[str, ...]:
     """Return in one line which layers have a singular Gram matrix, and what becomes of them."""
     names = [name for name, gram in grams.items() if is_singular(gram)]
     if not names:
@@ -231,12 +267,12 @@ def _level(power: float, error: float | None) -> float | None:
     return power_ratio_db(power, error) if error is not None else None
 
 
-def _reason(contest: Contest) -> str:
+def _reason(contest: Contest, judged: str) -> str:
     won = contest.winner
     best, plain = _level(contest.power, won.error), _level(contest.power, contest.error_of("nearest"))
     text = f"{won.solver} on {won.table} levels"
     if best is not None:
-        text += f": output at {best:.1f} dB on held-out samples"
+        text += f": {judged} at {best:.1f} dB on held-out samples"
     if best is not None and plain is not None and won.solver != "nearest":
         text += f", {best - plain:.1f} dB above nearest"
     return "; ".join((text, *contest.absent))
@@ -252,13 +288,35 @@ def _metrics(solved: int, contests: Mapping[str, Contest]) -> tuple[Metric, ...]
     )
 
 
-def _table(solvers: Sequence[str], contests: Mapping[str, Contest]) -> Table:
-    columns = [*solvers, *([MIXTURE] if len(solvers) > 1 else [])]
+def _attention_metrics(attention: AttentionProblems | None) -> tuple[Metric, ...]:
+    if attention is None:
+        return ()
+    matched = sum(b.matched for b in attention.blocks)
+    return (
+        Metric("attention", len(attention.blocks) + len(attention.missed), "blocks"),
+        Metric("attention matched", matched, "blocks"),
+    )
+
+
+def _attention_notes(attention: AttentionProblems | None) -> tuple[str, ...]:
+    """Return why layers are solved without regard to the attention they belong to."""
+    if attention is None:
+        return ()
+    missed = {m.name: m.reason for m in attention.missed}
+    return tuple(
+        f"attention '{name}' is solved in part as plain layers: {reason}"
+        for name, reason in {**attention.fallbacks, **missed}.items()
+    )
+
+
+def _table(solvers: Sequence[str], contests: Mapping[str, Contest], heads: Collection[str]) -> Table:
+    took_part = {e.solver for contest in contests.values() for e in contest.entrants}
+    columns = [n for n in (*solvers, MIXTURE) if n in took_part or (n not in COUPLED and n != MIXTURE)]
     rows = [
         TableRow(
             name=name,
             values=tuple(_level(contest.power, contest.error_of(column)) for column in columns),
-            note=f"{contest.winner.solver}, {contest.winner.table}",
+            note=f"{contest.winner.solver}, {contest.winner.table}" + (", through attention" if name in heads else ""),
         )
         for name, contest in contests.items()
     ]

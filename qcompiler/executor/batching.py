@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
@@ -13,7 +14,30 @@ from qcompiler.errors import DataError, ModelError
 from qcompiler.executor.executor import Tensors, TorchExecutor
 from qcompiler.executor.operator import to_torch
 
-Axes = Mapping[str, int | None]
+
+@dataclass(frozen=True, slots=True)
+class Counted:
+    """Integers some of which are multiples of the number of samples, such as the shape of a value with samples in it.
+
+    Attributes:
+        grows: which entries, flat.
+    """
+
+    grows: tuple[bool, ...]
+
+    def at(self, value: torch.Tensor, samples: int, wanted: int) -> torch.Tensor:
+        """Return for ``wanted`` samples what was made for ``samples``."""
+        grows = torch.tensor(self.grows, device=value.device).reshape(value.shape)
+        return torch.where(grows, value // max(samples, 1) * wanted, value)
+
+
+@dataclass(frozen=True, slots=True)
+class Entangled:
+    """Integers that mix samples, such as places in a flattened batch: what they index may still be told apart."""
+
+
+Axis = int | Counted | Entangled | None
+Axes = Mapping[str, Axis]
 """Value name -> the axis along which its samples lie, None for a value that does not depend on them."""
 
 FREE = 8
@@ -50,7 +74,8 @@ def batch_axes(executor: TorchExecutor) -> Axes | None:
 
     Two made-up samples are run alone and together. They may share a run only if every value inside is then exactly
     the two values joined along one axis, or the same for both. So a file whose batch is fixed at 1 runs in batches
-    where its operators allow it, and what mixes samples is found out.
+    where its operators allow it, and what mixes samples is found out. Integers may also count the samples or point
+    into the batch, as those do that compute shapes and masks.
     """
     names = [n for s in executor.steps for n in s.outputs if n]
     first, second = _made_up(executor.model, 1), _made_up(executor.model, 2)
@@ -63,17 +88,28 @@ def batch_axes(executor: TorchExecutor) -> Axes | None:
             runs = [executor.run(feeds, names) | feeds for feeds in (one, two, both)]
     except ModelError:
         return None
-    axes: dict[str, int | None] = {}
+    axes: dict[str, Axis] = {}
     for name in (*executor.inputs, *names):
         found = _axis(*(values[name] for values in runs))
-        if found is False:
+        if isinstance(found, bool):
             return None
-        axes[name] = None if found is None else int(found)
+        axes[name] = found
     return axes
 
 
-def _axis(one: torch.Tensor, two: torch.Tensor, both: torch.Tensor) -> int | bool | None:
+def _axis(one: torch.Tensor, two: torch.Tensor, both: torch.Tensor) -> Axis | bool:
     """Return the axis along which the third is the first two, None if all are the same, False if neither holds."""
+    found = _plain_axis(one, two, both)
+    if found is not False or one.is_floating_point():
+        return found
+    if one.shape == two.shape == both.shape and torch.equal(one, two):
+        grows = both != one
+        if bool((both[grows] == 2 * one[grows]).all()):
+            return Counted(tuple(grows.reshape(-1).tolist()))
+    return Entangled()
+
+
+def _plain_axis(one: torch.Tensor, two: torch.Tensor, both: torch.Tensor) -> int | bool | None:
     if one.shape != two.shape or one.dim() != both.dim():
         return False
     grown = [a for a in range(one.dim()) if both.shape[a] == 2 * one.shape[a] != one.shape[a]]

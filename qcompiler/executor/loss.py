@@ -84,7 +84,7 @@ class DistillationLoss:
     def _matrix(self, value: Tensor, name: str, rows: int) -> Tensor:
         """Return an output as a matrix (rows, features)."""
         axis = None if self._axes is None else self._axes[name]
-        return value.reshape(rows, -1) if axis is None else value.movedim(axis, 0).reshape(rows, -1)
+        return value.reshape(rows, -1) if not isinstance(axis, int) else value.movedim(axis, 0).reshape(rows, -1)
 
     def __call__(self, found: Mapping[str, Tensor], rows: slice, copies: int = 1) -> Tensor:
         """Return the loss of every row, shape (copies, rows), with gradients.
@@ -130,7 +130,7 @@ def _compared(model: ir.Model, axes: Axes | None, labels: Tensor | None) -> tupl
     for output, name in zip(floats, measured_values(model), strict=True):
         end = _before_softmax(name, made)
         logits[end] = logits.get(end, False) or (output in scores and not _holds_probabilities(end, made))
-    varying = tuple(n for n in logits if axes is None or axes.get(n) is not None)
+    varying = tuple(n for n in logits if axes is None or isinstance(axes.get(n), int))
     return varying, frozenset(n for n in varying if logits[n])
 
 

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from qcompiler.errors import QCompileError
-from qcompiler.executor.batching import Axes, row_count, rows_of
+from qcompiler.executor.batching import Axes, Counted, row_count, rows_of
 from qcompiler.executor.binding import Binding, binding_of
 from qcompiler.executor.executor import Tensors, TorchExecutor
 from qcompiler.executor.loss import DistillationLoss
@@ -211,9 +211,11 @@ class LossOracle:
         for name, first in parts[0].items():
             axis = self._axes.get(name) if self._axes is not None else None
             values = [p[name] for p in parts]
-            if axis is not None:
+            if isinstance(axis, Counted):
+                stacked[name] = axis.at(first, 1, len(values))
+            elif isinstance(axis, int):
                 stacked[name] = torch.cat(values, axis) if len(values) > 1 else first
-            elif all(v is first or torch.equal(v, first) for v in values):
+            elif axis is None and all(v is first or torch.equal(v, first) for v in values):
                 stacked[name] = first
             else:
                 return None

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from qcompiler.executor.batching import Axes, row_count
+from qcompiler.executor.batching import Axes, Counted, Entangled, row_count
 from qcompiler.executor.binding import EMPTY, Binding
 from qcompiler.executor.executor import Step, Tensors, TorchExecutor
-from qcompiler.model.blocks import COMPUTE, block_outputs
+from qcompiler.model.blocks import COMPUTE, SIZES, block_outputs
 
 OPERATIONS_PER_ELEMENT = 40
 """What an element of a layer's output costs beside its products, in multiply-accumulates: memory, not arithmetic."""
@@ -51,10 +51,17 @@ def blocks_of(executor: TorchExecutor, wanted: Sequence[str], axes: Axes, layers
     maker = {name: index for index, step in enumerate(executor.steps) for name in step.outputs if name}
     cuts = sorted({maker[name] + 1 for name in (*block_outputs(executor.model), *wanted) if name in maker})
     found: list[Block] = []
+    weighted_values = _weighted(executor)
     start = 0
     for stop in cuts:
         alive = executor.live_before(stop, wanted)
-        outputs = tuple(n for n in alive if start <= maker.get(n, -1) < stop and axes.get(n) is not None)
+        if any(isinstance(axes.get(n), Entangled) for n in alive):
+            continue
+        outputs = tuple(
+            n
+            for n in alive
+            if start <= maker.get(n, -1) < stop and isinstance(axes.get(n), int) and n in weighted_values
+        )
         steps = executor.steps[start:stop]
         weighted = sum(s.op_type in COMPUTE and any(n in executor.parameters for n in s.inputs) for s in steps)
         if not outputs or (weighted < layers and stop != cuts[-1]):
@@ -64,6 +71,16 @@ def blocks_of(executor: TorchExecutor, wanted: Sequence[str], axes: Axes, layers
         found.append(Block(name, start, stop, executor.live_before(start, wanted), outputs, nodes))
         start = stop
     return tuple(found)
+
+
+def _weighted(executor: TorchExecutor) -> frozenset[str]:
+    """Return the values that follow from weights; others, such as masks, are the same in both models."""
+    found: set[str] = set()
+    for step in executor.steps:
+        reads = any(n in found or (n in executor.parameters and executor.parameters[n].dim() > 1) for n in step.inputs)
+        if reads and step.op_type not in SIZES:
+            found.update(step.outputs)
+    return frozenset(found)
 
 
 class Streams:
@@ -115,7 +132,10 @@ class Streams:
         chosen = {}
         for name, value in values.items():
             axis = self._axes.get(name)
-            chosen[name] = value if axis is None else value.index_select(axis, rows.to(value.device))
+            if isinstance(axis, Counted):
+                chosen[name] = axis.at(value, self.rows, len(rows))
+            else:
+                chosen[name] = value.index_select(axis, rows.to(value.device)) if isinstance(axis, int) else value
         return chosen
 
     def _through(self, block: Block, values: Mapping[str, Tensor], binding: Binding) -> Tensors:
@@ -129,7 +149,10 @@ class Streams:
         joined = {}
         for name in alive:
             axis = self._axes.get(name)
-            joined[name] = parts[0][name] if axis is None else torch.cat([p[name] for p in parts], axis)
+            if isinstance(axis, Counted):
+                joined[name] = axis.at(parts[0][name], min(self._at_once, self.rows), self.rows)
+            else:
+                joined[name] = torch.cat([p[name] for p in parts], axis) if isinstance(axis, int) else parts[0][name]
         return joined
 
 

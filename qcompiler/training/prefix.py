@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from qcompiler.errors import QCompileError
-from qcompiler.executor.batching import Axes, row_count
+from qcompiler.executor.batching import Axes, Axis, row_count
 from qcompiler.executor.binding import Binding, binding_of
 from qcompiler.executor.executor import Step
 from qcompiler.executor.loss import ROWS_AT_ONCE
@@ -213,8 +213,8 @@ def _alone(weight: PlannedWeight) -> bool:
     return weight.layout is not None and len(weight.uses) == 1 and weight.entry.scale is not None
 
 
-def _rows(value: Tensor, rows: Tensor, axis: int | None) -> Tensor:
-    return value if axis is None else value.index_select(axis, rows.to(value.device))
+def _rows(value: Tensor, rows: Tensor, axis: Axis) -> Tensor:
+    return value if not isinstance(axis, int) else value.index_select(axis, rows.to(value.device))
 
 
 def _as_read(value: Tensor, name: str, step: Step, binding: Binding) -> Tensor:

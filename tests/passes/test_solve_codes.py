@@ -17,6 +17,7 @@ from qcompiler.quant.grid import dequantize
 from qcompiler.registry import load_target, make_pass
 from qcompiler.runtime.capture import Executor
 from qcompiler.runtime.grams import GramOptions
+from tests.attention_nets import packed, separate
 from tests.compiling import lowered, planned, run_passes, samples, start
 from tests.models import FLOAT, build, conv_net, token_net
 from tests.passes.states import narrowed, plan_bytes
@@ -163,7 +164,7 @@ def test_the_table_names_the_winner_and_every_solver():
 def test_more_effort_takes_more_solvers():
     state, where = prepared(mixed_net())
     where = replace(where, recipe=replace(where.recipe, effort=2))
-    assert make_pass("solve-codes").run(state, where).report.options["solvers"].endswith("adaround+flexround")
+    assert make_pass("solve-codes").run(state, where).report.options["solvers"].endswith("adaround+flexround+boa+aespa")
 
 
 def test_without_samples_weights_are_rounded_by_their_own_error():
@@ -246,3 +247,115 @@ def test_the_same_plan_every_time_through_bias_correction():
     first, second = (run_passes(state, where, "solve-codes", "correct-bias") for _ in range(2))
     assert plan_bytes(first.plan) == plan_bytes(second.plan)
     assert "last:bias" in first.plan.tensors
+
+
+# -- attention -----------------------------------------------------------------------------------------
+
+
+def attention_errors(state, plan, proto, seed=9):
+    """Return how far the attention's output moves by each of its rounded projections, by weight."""
+    found = {}
+    for name, entry in plan.tensors.items():
+        if entry.role is not Role.WEIGHT or entry.codes is None:
+            continue
+        other = clone(state.model)
+        value = other.graph.initializers[name]
+        rounded = dequantize(weight_codes(constant_of(value), entry), entry.scale, entry.zero_point, entry.spec.axis)
+        replace_constant(value, rounded)
+        runs = Executor(state.model, ["y"]), Executor(other, ["y"])
+        where = samples(state.model, 6, seed=seed, free=7)
+        outputs = [[np.asarray(r.run(where[i])["y"], np.float64) for i in range(6)] for r in runs]
+        found[name] = sum(float(np.square(a - b).sum()) for a, b in zip(*outputs, strict=True))
+    return found
+
+
+def solved_attention(proto, spec, bits=2, count=24):
+    state, where = planned(proto, passes=("place",), data=samples(start(proto).model, count, free=7))
+    state = run_passes(narrowed(state, bits, ""), where, "observe", "scale-weights")
+    result = make_pass(spec).run(state, where)
+    return state, result.state, result.report
+
+
+def wide_attention(**options):
+    with pytest.MonkeyPatch.context() as patch:
+        for name, size in (("WIDTH", 64), ("HEADS", 4), ("SIZE", 16)):
+            patch.setattr(f"tests.attention_nets.{name}", size)
+        return separate(**options)
+
+
+def test_queries_keys_and_values_are_solved_by_head_and_the_blocks_are_counted():
+    proto, _ = wide_attention()
+    _, after, report = solved_attention(proto, "solve-codes{solvers=nearest+gptq+boa+aespa,tables=uniform}")
+    metrics = {m.name: m.value for m in report.metrics}
+    assert (metrics["attention"], metrics["attention matched"]) == (1, 1)
+    layers, attention = report.tables
+    values = {row.name: dict(zip(layers.columns, row.values, strict=True)) for row in layers.rows}
+    assert values["output.weight"]["boa"] is values["output.weight"]["aespa"] is None
+    for role in ("query", "key", "value"):
+        found = values[f"{role}.weight"]
+        assert found["aespa"] > max(found["gptq"], found["nearest"])
+    (row,) = attention.rows
+    assert (row.name, row.values) == ("softmax", (4.0, 16.0))
+    assert row.note == "self, Softmax; by head: query, key, value"
+    assert after.plan.tensors["query.weight"].reason.startswith(("aespa", "best rows"))
+    assert "attention at" in after.plan.tensors["query.weight"].reason
+
+
+def test_what_attention_makes_of_the_errors_shrinks():
+    proto, _ = wide_attention()
+    lost = {}
+    for solvers in ("gptq", "gptq+aespa"):
+        before, after, _ = solved_attention(proto, f"solve-codes{{solvers={solvers},tables=uniform}}")
+        lost[solvers] = attention_errors(before, after.plan, proto)
+    for name in ("query.weight", "key.weight", "value.weight"):
+        assert lost["gptq+aespa"][name] < lost["gptq"][name], name
+    assert lost["gptq+aespa"]["output.weight"] == lost["gptq"]["output.weight"]
+
+
+def test_packed_projections_are_solved_part_by_part():
+    with pytest.MonkeyPatch.context() as patch:
+        for name, size in (("WIDTH", 64), ("HEADS", 4), ("SIZE", 16)):
+            patch.setattr(f"tests.attention_nets.{name}", size)
+        proto, _ = packed("interleaved")
+    before, after, report = solved_attention(proto, "solve-codes{solvers=gptq+boa+aespa,tables=uniform}")
+    assert report.tables[1].rows[0].note == "self, Softmax; by head: query, key, value"
+    plain = solved_attention(proto, "solve-codes{solvers=gptq,tables=uniform}")[1]
+    name = "packed.weight"
+    assert attention_errors(before, after.plan, proto)[name] < attention_errors(before, plain.plan, proto)[name]
+
+
+def test_boa_alone_falls_back_to_gptq_without_attention():
+    one, other = (solved(mixed_net(), f"solve-codes{{solvers={s},tables=uniform}}")[1].plan for s in ("boa", "gptq"))
+    for name, entry in one.tensors.items():
+        if entry.role is Role.WEIGHT:
+            np.testing.assert_array_equal(entry.codes, other.tensors[name].codes)
+
+
+def test_half_a_pattern_is_solved_as_far_as_it_goes_and_named():
+    proto, _ = wide_attention()
+    bent = helper.make_node("Tanh", ["query_out"], ["bent"], name="bent")
+    place = next(i for i, n in enumerate(proto.graph.node) if n.name == "query_out") + 1
+    for node in proto.graph.node:
+        node.input[:] = ["bent" if v == "query_out" else v for v in node.input]
+    proto.graph.node.insert(place, bent)
+    _, _, report = solved_attention(proto, "solve-codes{solvers=gptq+boa,tables=uniform}")
+    reason = "query: Tanh 'bent' lies between the projection and the attention"
+    assert report.notes == (f"attention 'softmax' is solved in part as plain layers: {reason}",)
+    assert report.tables[1].rows[0].note == f"self, Softmax; by head: key, value; {reason}"
+    assert {m.name: m.value for m in report.metrics}["attention matched"] == 0
+    values = {row.name: dict(zip(report.tables[0].columns, row.values, strict=True)) for row in report.tables[0].rows}
+    assert values["query.weight"]["boa"] is None
+    assert values["key.weight"]["boa"] is not None
+
+
+def test_without_solvers_of_heads_attention_is_not_looked_for(monkeypatch):
+    monkeypatch.setattr("qcompiler.passes.solve_codes.attention_problems", None)
+    proto, _ = separate()
+    _, _, report = solved_attention(proto, "solve-codes{solvers=nearest+gptq}")
+    assert len(report.tables) == 1
+
+
+def test_attention_is_solved_the_same_every_time():
+    proto, _ = wide_attention()
+    one, other = (solved_attention(proto, "solve-codes{solvers=gptq+boa+aespa}")[1].plan for _ in range(2))
+    assert plan_bytes(one) == plan_bytes(other)
