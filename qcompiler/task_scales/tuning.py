@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx_ir as ir
@@ -24,10 +23,6 @@ from qcompiler.registry import load_target, make_pass
 from qcompiler.samples import Samples, class_outputs, prepare_samples
 from qcompiler.state import Context, Fact, Progress, State, no_progress
 from qcompiler.task_scales.file import TaskScales, codes_fingerprint
-
-if TYPE_CHECKING:
-    from qcompiler.executor.setup import SearchSetup
-
 
 Labels = NDArray[np.int64]
 
@@ -92,6 +87,8 @@ def tune_scales(result: Path, model: Path, options: TuneOptions, progress: Progr
     """
     from qcompiler.executor.determinism import deterministic
     from qcompiler.executor.setup import prepare_search
+    from qcompiler.training.driver import Schedule
+    from qcompiler.training.scales import ScaleTuning
 
     plan = CompressionPlan.load(result)
     codes = codes_fingerprint(to_ir(read_source(result / "model.onnx")))
@@ -110,9 +107,16 @@ def tune_scales(result: Path, model: Path, options: TuneOptions, progress: Progr
         setup = prepare_search(state, context)
         if isinstance(setup, str):
             raise UsageError(f"{model}: {setup}")
-        tuning = _Tuning(state, setup, _labels(options, loaded.model, samples))
+        tuning = ScaleTuning(state, setup, _labels(options, loaded.model, samples))
         before = tuning.loss()
-        steps = tuning.train(options, progress)
+        schedule = Schedule(
+            steps=options.steps,
+            batch_rows=options.rows,
+            learning_rate=options.rate,
+            augment=False,
+            seed=options.seed,
+        )
+        steps = tuning.train(schedule, progress)
         task, after = TaskScales(tuning.scales(), codes), tuning.loss()
         return TunedScales(task=task, before=before, after=after, unit=tuning.unit, steps=steps)
 
@@ -141,67 +145,3 @@ def _labels(options: TuneOptions, model: ir.Model, samples: Samples) -> tuple[La
     if not class_outputs(model, labels):
         raise DataError(f"{options.labels}: the model has no output of class scores that labels could be for")
     return labels[list(samples.facts.calibration)], labels[list(samples.facts.acceptance)]
-
-
-class _Tuning:
-    """One fine-tuning: what is trained, on what, and how it is judged."""
-
-    def __init__(self, state: State, setup: SearchSetup, labels: tuple[Labels, Labels] | None) -> None:
-        from torch import from_numpy
-
-        from qcompiler.executor.binding import binding_of
-        from qcompiler.executor.loss import DistillationLoss
-        from qcompiler.training.compressor import LevelCompressor
-        from qcompiler.training.weights import FixedCodes
-
-        self._setup, self._state = setup, state
-        self._learned = from_numpy(labels[0]) if labels is not None else None
-        self._judging = from_numpy(labels[1]) if labels is not None else None
-        self._base = binding_of(state, setup.executor)
-        self._compressor = LevelCompressor(state, setup.executor, parametrization=FixedCodes, train_biases=False)
-        loss = setup.loss
-        if self._learned is not None:
-            loss = DistillationLoss(setup.executor, setup.samples, setup.axes, labels=self._learned)
-        self._outputs, self._classes = loss.outputs, loss.classes
-
-    @property
-    def unit(self) -> str:
-        """Return what is judged by."""
-        return "cross entropy in nats" if self._judging is not None else "distance from the float model"
-
-    def loss(self) -> float:
-        """Return the loss on the samples that are not learned, with the scales as they are now."""
-        from qcompiler.training.measure import held_out_entropy, held_out_loss
-
-        binding = self._compressor.compressed(self._base)
-        if self._judging is None:
-            return held_out_loss(self._setup, binding)
-        return held_out_entropy(self._setup, binding, sorted(self._classes), self._judging)
-
-    def train(self, options: TuneOptions, progress: Progress) -> int:
-        """Train the scales and return the number of mini-batches."""
-        from qcompiler.training.driver import Schedule, Task, fine_tune
-
-        task = Task(
-            samples=self._setup.samples,
-            outputs=self._outputs if self._learned is None else sorted(self._classes),
-            classes=self._classes,
-            base=self._base,
-            labels=self._learned,
-            distills=self._learned is None,
-            schedule=Schedule(
-                steps=options.steps,
-                batch_rows=options.rows if self._setup.axes is not None else 1,
-                learning_rate=options.rate,
-                augment=False,
-                seed=options.seed,
-            ),
-            progress=lambda step: progress("tuning scales", step, options.steps),
-        )
-        return fine_tune(self._setup.executor, self._compressor, 1, task).steps
-
-    def scales(self) -> dict[str, NDArray[np.float32]]:
-        """Return the scale of every trained weight."""
-        before, plan = self._state.plan, self._compressor.planned(self._state.plan)
-        changed = {name: entry for name, entry in plan.tensors.items() if entry is not before.tensors.get(name)}
-        return {name: entry.scale for name, entry in changed.items() if entry.scale is not None}
