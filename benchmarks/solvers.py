@@ -92,13 +92,13 @@ def section(model: BenchmarkModel, path: Path, data: Path, widths: Sequence[int]
         acceptance=Rows(arrays, cut, count),
     )
     start = State(model=load_model(path).model, plan=CompressionPlan())
-    prepared = _run(start, context, *PREPARING)[0]
+    prepared = run_passes(start, context, *PREPARING)[0]
     rows, contests = [], []
     for bits in widths:
         state = narrowed(prepared, bits)
-        plain = output_level(_run(state, context, PLAIN, "correct-bias")[0], context) if bits > 1 else None
+        plain = output_level(run_passes(state, context, PLAIN, "correct-bias")[0], context) if bits > 1 else None
         started = time.perf_counter()
-        solved, reports = _run(state, context, f"solve-codes{{solvers={solvers}}}", "correct-bias")
+        solved, reports = run_passes(state, context, f"solve-codes{{solvers={solvers}}}", "correct-bias")
         seconds = time.perf_counter() - started
         wins = ", ".join(f"{m.name.removeprefix('won by ')} {m.value:.0f}" for m in reports[0].metrics[1:])
         cells = [f"W{bits}", _decibels(plain), _decibels(output_level(solved, context))]
@@ -164,7 +164,8 @@ def output_level(state: State, context: Context) -> float | None:
     return power_ratio_db(1.0, float(np.mean(error / signal)))
 
 
-def _run(state: State, context: Context, *names: str) -> tuple[State, tuple[PassReport, ...]]:
+def run_passes(state: State, context: Context, *names: str) -> tuple[State, tuple[PassReport, ...]]:
+    """Return the state behind the named passes, and their reports."""
     return Pipeline(tuple(make_pass(n) for n in names), check=False).run(state, context)
 
 

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
+from qcompiler.attention_problems import AttentionProblems, Samples, attention_problems
 from qcompiler.data import Dataset
 from qcompiler.errors import UsageError
 from qcompiler.layer_problems import PlannedWeight, gram_matrices, planned_weights, row_floor
@@ -17,7 +18,8 @@ from qcompiler.plan import TensorPlan
 from qcompiler.protocols import PassKind, PassResult
 from qcompiler.quant.grid import power_ratio_db
 from qcompiler.quant.levels import Levels
-from qcompiler.quant.solvers import SOLVERS
+from qcompiler.quant.solvers import COUPLED, SOLVERS
+from qcompiler.quant.solvers.by_head import HeadRows
 from qcompiler.quant.solvers.contest import (
     MIXTURE,
     TABLES,
@@ -33,21 +35,25 @@ from qcompiler.runtime.grams import POSITIONS, GramOptions
 from qcompiler.runtime.widths import looks_up_levels
 from qcompiler.state import Context, Fact, State
 
-BY_EFFORT = {0: "nearest", 1: "nearest+gptq+descent", 2: "nearest+gptq+descent+adaround+flexround"}
+BY_EFFORT = {
+    0: "nearest",
+    1: "nearest+gptq+descent+boa",
+    2: "nearest+gptq+descent+adaround+flexround+boa+aespa",
+}
 """Solvers by effort, where none are named; more effort takes the last."""
 
 HELD_SHARE = 2
 """Without acceptance samples, every second calibration sample decides instead of solving."""
 
 Float64 = NDArray[np.float64]
-Grams = Mapping[str, Float64]
 
 
 class Moments(NamedTuple):
-    """Second moments of a layer's inputs, on the samples that solvers see and on those that decide."""
+    """Second moments of a layer's inputs, on the samples that solvers see and on those that decide, and its heads."""
 
     search: Float64
     held: Float64
+    heads: tuple[HeadRows, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +63,9 @@ class SolveCodes:
     The error of a layer is tr(E H E^T) with H the second moment of its inputs. Every solver minimizes it on the
     calibration samples, and the one with the least error on the acceptance samples wins. Layers without such an H
     (other operators, no samples, too many inputs) are rounded to nearest with scales by the weighted error.
+
+    Rows that are queries, keys or values of attention are judged by what their errors change there, and "boa" and
+    "aespa" minimize that. They take part only where attention is found.
 
     Attributes:
         solvers: names joined by "+"; "" takes those of the effort.
@@ -108,14 +117,16 @@ class SolveCodes:
     ) -> PassResult:
         solvers = options["solvers"].split("+")
         search, held = self._moments(state, context, weights)
+        attention = self._attention(state, weights, solvers, (search, held))
         done: list[TensorPlan] = []
         contests: dict[str, Contest] = {}
         skipped: list[Skip] = []
         for number, weight in enumerate(weights):
             context.progress("solving codes", number, len(weights))
             name = weight.entry.name
-            if name in search:
-                moments = Moments(search[name], held[name])
+            if search is not None and held is not None and name in search.grams:
+                heads = attention.heads.get(name, ()) if attention is not None else ()
+                moments = Moments(search.grams[name], held.grams[name], heads)
                 entry, contests[name] = self._solved(state, self._free(weight, context), moments, solvers)
             else:
                 entry = self._rounded(state, self._free(weight, context))
@@ -125,17 +136,20 @@ class SolveCodes:
             name=self.name,
             changed=True,
             options=dict(options),
-            metrics=_metrics(len(done), contests),
+            metrics=(*_metrics(len(done), contests), *_attention_metrics(attention)),
             skipped=tuple(skipped),
-            tables=(_table(solvers, contests),) if contests else (),
+            notes=_notes(attention),
+            tables=(*((_table(solvers, contests),) if contests else ()), *((attention.table(),) if attention else ())),
         )
         return PassResult(replace(state, plan=state.plan.with_tensors(*done)), report)
 
-    def _moments(self, state: State, context: Context, weights: Sequence[PlannedWeight]) -> tuple[Grams, Grams]:
-        """Return H of every layer on the samples that solvers see, and on those that decide."""
+    def _moments(
+        self, state: State, context: Context, weights: Sequence[PlannedWeight]
+    ) -> tuple[Samples | None, Samples | None]:
+        """Return the samples that solvers see, and those that decide, with H of every layer on them."""
         search, held = _split(context)
         if search is None or held is None:
-            return {}, {}
+            return None, None
         parts = []
         for what, samples, positions in (("solve", search, self.positions), ("decide", held, self.positions // 2)):
             options = GramOptions(
@@ -144,8 +158,21 @@ class SolveCodes:
                 seed=context.recipe.seed,
                 progress=lambda done, total, what=what: context.progress(f"moments to {what} on", done, total),  # type: ignore[misc]
             )
-            parts.append(gram_matrices(state, weights, samples, options))
+            parts.append(Samples(samples, options, gram_matrices(state, weights, samples, options)))
         return parts[0], parts[1]
+
+    @staticmethod
+    def _attention(
+        state: State,
+        weights: Sequence[PlannedWeight],
+        solvers: Sequence[str],
+        moments: tuple[Samples | None, Samples | None],
+    ) -> AttentionProblems | None:
+        """Return what attention makes of the weights, None where no solver asks for it or there is none."""
+        if not set(solvers) & set(COUPLED):
+            return None
+        found = attention_problems(state, weights, *moments)
+        return found if found.blocks or found.missed else None
 
     def _tables(self, weight: PlannedWeight, layer: Layer) -> dict[str, Levels]:
         if weight.entry.levels is not None:
@@ -164,7 +191,14 @@ class SolveCodes:
     ) -> tuple[TensorPlan, Contest]:
         kernel = weight.layout.kernel if weight.layout is not None else 1
         floor = row_floor(state, weight)
-        layer = Layer(weight=weight.rows(), gram=moments.search, held=moments.held, floor=floor, kernel=kernel)
+        layer = Layer(
+            weight=weight.rows(),
+            gram=moments.search,
+            held=moments.held,
+            floor=floor,
+            kernel=kernel,
+            heads=moments.heads,
+        )
         contest = hold_contest(layer, self._tables(weight, layer), solvers, self.limit)
         won = contest.winner
         reason = _reason(contest)
@@ -230,6 +264,27 @@ def _metrics(solved: int, contests: Mapping[str, Contest]) -> tuple[Metric, ...]
     return (
         Metric("solved", solved, "weights"),
         *(Metric(f"won by {name}", wins[name], "layers") for name in (*SOLVERS, MIXTURE) if name in wins),
+    )
+
+
+def _attention_metrics(attention: AttentionProblems | None) -> tuple[Metric, ...]:
+    if attention is None:
+        return ()
+    matched = sum(b.matched for b in attention.blocks)
+    return (
+        Metric("attention", len(attention.blocks) + len(attention.missed), "blocks"),
+        Metric("attention matched", matched, "blocks"),
+    )
+
+
+def _notes(attention: AttentionProblems | None) -> tuple[str, ...]:
+    """Return why layers are solved without regard to the attention they belong to."""
+    if attention is None:
+        return ()
+    missed = {m.name: m.reason for m in attention.missed}
+    return tuple(
+        f"attention '{name}' is solved in part as plain layers: {reason}"
+        for name, reason in {**attention.fallbacks, **missed}.items()
     )
 
 

@@ -28,7 +28,7 @@ TIERS: tuple[frozenset[str], ...] = tuple(
         "runtime",
         "activation_grids gate",
         "artifacts graphsurgeon layer_problems layers lowering report samples",
-        "executor mixed_precision",
+        "attention_problems executor mixed_precision",
         "search training",
         "decoding passes targets",
         "pipeline registry",

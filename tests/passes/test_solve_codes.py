@@ -163,7 +163,7 @@ def test_the_table_names_the_winner_and_every_solver():
 def test_more_effort_takes_more_solvers():
     state, where = prepared(mixed_net())
     where = replace(where, recipe=replace(where.recipe, effort=2))
-    assert make_pass("solve-codes").run(state, where).report.options["solvers"].endswith("adaround+flexround")
+    assert make_pass("solve-codes").run(state, where).report.options["solvers"].endswith("adaround+flexround+boa+aespa")
 
 
 def test_without_samples_weights_are_rounded_by_their_own_error():

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from qcompiler.quant.gram import damped
 from qcompiler.quant.levels import Levels
 from qcompiler.quant.solvers.problem import LayerProblem, Solution, smallest_scales
-from qcompiler.quant.solvers.scales import make_problem
+from qcompiler.quant.solvers.scales import make_problem, search_scale
 
 COLUMNS = 300
 
@@ -57,4 +59,31 @@ def errors(problem: LayerProblem, solution: Solution) -> np.ndarray:
     for group, row in np.ndindex(found.shape):
         e = solution.codes[group, row] * solution.scale[group, row] - problem.weight[group, row]
         found[group, row] = e @ problem.gram[group] @ e
+    return found
+
+
+def toy_heads(seed: int, levels: Levels, *, heads: int = 2, rows: int = 6, inputs: int = 18, shared: bool = True):
+    """Return a problem whose rows are coupled by heads, as queries are by the keys.
+
+    Args:
+        seed / levels / rows / inputs: as of ``toy_problem``.
+        heads: groups.
+        shared: all of them read the same input.
+    """
+    plain = toy_problem(seed, levels, groups=heads, rows=rows, inputs=inputs)
+    keys = toy_inputs(seed + 500, heads, rows)
+    gram = plain.gram[:1] if shared else plain.gram
+    scale = search_scale(plain.weight, gram, levels, plain.floor)
+    return replace(plain, gram=gram, scale=scale, row_gram=damped(keys.transpose(0, 2, 1) @ keys / COLUMNS))
+
+
+def logit_errors(problem: LayerProblem, solution: Solution) -> np.ndarray:
+    """Return tr(G E H E^T) of every group, by a loop over pairs of rows."""
+    groups, rows, _ = problem.weight.shape
+    found = np.zeros(groups)
+    for group in range(groups):
+        gram = problem.gram[min(group, len(problem.gram) - 1)]
+        error = solution.weight()[group] - problem.weight[group]
+        for one, other in np.ndindex(rows, rows):
+            found[group] += problem.row_gram[group, one, other] * (error[one] @ gram @ error[other])
     return found

@@ -9,6 +9,7 @@ import numpy as np
 
 from qcompiler.quant.grid import Float32
 from qcompiler.quant.solvers.adam import Adam, row_weights
+from qcompiler.quant.solvers.coupled import coupled_errors
 from qcompiler.quant.solvers.descent import polish
 from qcompiler.quant.solvers.nearest import nearest
 from qcompiler.quant.solvers.problem import LayerProblem, Solution, better_rows, row_errors
@@ -55,7 +56,7 @@ class Adaround:
         """Return codes and scales; the seed is not used."""
         if len(problem.levels) < 2:
             return nearest(problem)
-        found = better_rows(problem, nearest(problem), refit_scale(problem, self._learn(problem)))
+        found = better_rows(problem, nearest(problem), refit_scale(problem, self.learn(problem)))
         return polish(problem, found) if self.polished else found
 
     def cost(self, problem: LayerProblem) -> float:
@@ -63,9 +64,11 @@ class Adaround:
         size, inputs = problem.weight.size, problem.weight.shape[2]
         return float(self.iterations * size * (inputs + 40))
 
-    def _learn(self, problem: LayerProblem) -> Solution:
-        units = row_weights(row_errors(problem.weight, nearest(problem), problem.gram), problem.weight.shape[2])
+    def learn(self, problem: LayerProblem) -> Solution:
+        """Return codes and scales as learned, without descent; rows may be coupled."""
+        units, rows = _units(problem), problem.row_gram
         weight, gram = problem.weight.astype(np.float32), problem.gram.astype(np.float32)
+        row_gram = None if rows is None else rows.astype(np.float32)
         low, gap, bits = _bracket(problem)
         log_scale = np.log(problem.scale).astype(np.float32)[:, :, None]
         smallest = np.log(problem.floor).astype(np.float32)[:, :, None]
@@ -75,6 +78,7 @@ class Adaround:
             soft, slope = _soft_bit(bits)
             codes = low + gap * soft
             gradient = ((scale * codes - weight) @ gram) * (2 * units)
+            gradient = gradient if row_gram is None else row_gram @ gradient
             beta = self._beta(iteration)
             push = _push(soft, beta) * np.float32(self.strength) if beta else np.float32(0)
             if beta and iteration > self.iterations // 2 and _decided(soft):
@@ -93,6 +97,18 @@ class Adaround:
             return 0.0
         first, last = self.beta
         return last + (first - last) * (1 - (iteration - start) / (self.iterations - start))
+
+
+def _units(problem: LayerProblem) -> Float32:
+    """Return what to multiply errors with, so that those of nearest rounding count as one per weight.
+
+    Shape (groups, rows, 1), or (groups, 1, 1) where rows are coupled and must share a unit.
+    """
+    rounded, (_, rows, inputs) = nearest(problem), problem.weight.shape
+    if problem.row_gram is None:
+        return row_weights(row_errors(problem.weight, rounded, problem.gram), inputs)
+    errors = coupled_errors(problem.weight, rounded, problem.gram, problem.row_gram)
+    return row_weights(errors[:, None], rows * inputs)
 
 
 def _bracket(problem: LayerProblem) -> tuple[Float32, Float32, Float32]:

@@ -6,10 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from qcompiler.quant.gram import Float64, damped
 from qcompiler.quant.levels import Levels, even_levels, uniform_levels
-from qcompiler.quant.solvers import SOLVERS
+from qcompiler.quant.solvers import COUPLED, SOLVERS
+from qcompiler.quant.solvers.by_head import HeadRows, mixture, scattered, without_head
 from qcompiler.quant.solvers.descent import Descent, polish
 from qcompiler.quant.solvers.fitted import fitted_levels, level_scale, refit_levels
 from qcompiler.quant.solvers.nearest import nearest
@@ -17,8 +19,11 @@ from qcompiler.quant.solvers.problem import LayerProblem, Solution, better_rows,
 from qcompiler.quant.solvers.scales import diagonal_scale, make_problem
 
 TABLES = ("uniform", "even", "fitted")
+TOO_LARGE = "the layer is too large for it"
+TINY = 1e-300
+
 MIXTURE = "best rows"
-"""The entrant that takes every row from the solver that solved it best."""
+"""The entrant that takes every row, or every head of attention, from the solver that solved it best."""
 
 SCOUTED = 3
 """Sweeps of coordinate descent by which tables of levels are compared."""
@@ -37,6 +42,7 @@ class Layer:
         held: the same on others, which decide.
         floor: float64, shape (groups, rows): smallest scales.
         kernel: weights per input channel.
+        heads: rows that belong to heads of attention; only layers with one group have such.
     """
 
     weight: Float64
@@ -44,6 +50,28 @@ class Layer:
     held: Float64
     floor: Float64
     kernel: int = 1
+    heads: tuple[HeadRows, ...] = ()
+
+    def error(self, solution: Solution) -> float:
+        """Return what decides: tr(E H E^T), or by what share attention is off, summed over queries, keys and values."""
+        if not self.heads:
+            return output_error(self.weight, solution, self.held)
+        rest = self._rest()
+        shares = [head.error(self.weight, solution) for head in self.heads]
+        if rest.size:
+            part = Solution(solution.codes[:, rest], solution.scale[:, rest])
+            weight = self.weight[:, rest]
+            shares.append(output_error(weight, part, self.held) / max(output_power(weight, self.held), TINY))
+        return float(sum(shares))
+
+    def power(self) -> float:
+        """Return what errors are compared with: that of weights that are all 0."""
+        if not self.heads:
+            return output_power(self.weight, self.held)
+        return float(len(self.heads) + bool(self._rest().size))
+
+    def _rest(self) -> NDArray[np.int64]:
+        return without_head(self.weight.shape[1], self.heads)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -54,7 +82,7 @@ class Entrant:
         solver / table: names.
         levels: the table.
         solution: codes and scales.
-        error: tr(E H E^T) on the inputs that decide.
+        error: on the inputs that decide, see ``Layer.error``.
     """
 
     solver: str
@@ -70,7 +98,7 @@ class Contest:
 
     Attributes:
         entrants: in the order of the solvers.
-        power: tr(W H W^T) on the inputs that decide: what errors are compared with.
+        power: what errors are compared with, see ``Layer.power``.
         absent: solvers that did not take part, and why.
     """
 
@@ -114,26 +142,45 @@ def hold_contest(
     Args:
         layer: weights and moments.
         tables: name -> levels, at least one.
-        solvers: names in ``SOLVERS``.
+        solvers: names in ``SOLVERS``. Those of coupled rows solve only rows that belong to heads; where no other is
+            named, GPTQ solves the rest, which is what they do without coupling.
         limit: multiply-accumulates that a solver may take.
         seed: of solvers that draw.
     """
-    absent = [n for n in solvers if SOLVERS[n]().cost(_unscaled(layer)) > limit]
+    plain = [n for n in solvers if n not in COUPLED] or ["gptq"]
+    absent = {n: TOO_LARGE for n in plain if SOLVERS[n]().cost(_unscaled(layer)) > limit}
     table, problem, known = _best_table(layer, tables, limit)
     solved: dict[str, Solution] = {}
-    for name in solvers:
+    for name in plain:
         if name not in absent:
             start = known.get(name)
             solved[name] = SOLVERS[name]().solve(problem, seed) if start is None else polish(problem, start)
     if not solved:
         solved["nearest"] = SOLVERS["nearest"]().solve(problem, seed)
+    absent |= _solve_heads(layer, problem, [n for n in solvers if n in COUPLED], limit, solved)
     if len(solved) > 1:
-        solved[MIXTURE] = better_rows(problem, *solved.values())
-    entrants = tuple(
-        Entrant(name, table, problem.levels, s, output_error(layer.weight, s, layer.held)) for name, s in solved.items()
-    )
-    reasons = tuple(f"{n}: the layer is too large for it" for n in absent)
-    return Contest(entrants, output_power(layer.weight, layer.held), reasons)
+        every = list(solved.values())
+        solved[MIXTURE] = mixture(problem, layer.heads, every) if layer.heads else better_rows(problem, *every)
+    entrants = tuple(Entrant(name, table, problem.levels, s, layer.error(s)) for name, s in solved.items())
+    return Contest(entrants, layer.power(), tuple(f"{n}: {reason}" for n, reason in absent.items()))
+
+
+def _solve_heads(
+    layer: Layer, problem: LayerProblem, names: Sequence[str], limit: float, solved: dict[str, Solution]
+) -> dict[str, str]:
+    """Add what solvers of coupled rows make of a layer's heads; return which did not take part, and why."""
+    if not layer.heads:
+        return {}
+    absent = {}
+    parts = [head.problem(layer.weight, problem.levels, layer.floor) for head in layer.heads]
+    rest = better_rows(problem, *solved.values())
+    for name in names:
+        if any(SOLVERS[name]().cost(part) > limit for part in parts):
+            absent[name] = TOO_LARGE
+        else:
+            found = [SOLVERS[name]().solve(part) for part in parts]
+            solved[name] = scattered(rest, layer.heads, found)
+    return absent
 
 
 def _unscaled(layer: Layer) -> LayerProblem:

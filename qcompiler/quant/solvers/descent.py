@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import numpy as np
 
 from qcompiler.quant.gram import Float64
+from qcompiler.quant.solvers.coupled import better_groups, coupled_errors
 from qcompiler.quant.solvers.gptq import Gptq
 from qcompiler.quant.solvers.problem import LayerProblem, Solution, better_rows
 from qcompiler.quant.solvers.scales import round_to_levels
 
 SWEEPS = 20
+TURNS = 3
+"""Sweeps over rows that are coupled."""
+
 LITTLE = 1e-3
 """A sweep that lowers the error by less than this share is the last."""
 
@@ -63,6 +67,46 @@ def polish(problem: LayerProblem, solution: Solution, *, sweeps: int = SWEEPS, b
         if search.error() >= before * (1 - LITTLE):
             break
     return better_rows(problem, solution, search.solution())
+
+
+def descend(problem: LayerProblem, solution: Solution, sweeps: int = TURNS) -> Solution:
+    """Return codes and scales after coordinate descent on tr(G E H E^T); the error of no group rises.
+
+    With all other rows fixed, the error of row j is that of a plain row whose weights are
+    w_j - sum over i of G_ji e_i / G_jj: what the others do wrong already is part of what it is to make up for. Rows
+    of all groups therefore take turns in plain coordinate descent.
+
+    Args:
+        problem: with one scale per row.
+        solution: where to start.
+        sweeps: over all rows at most.
+    """
+    row_gram = problem.row_gram
+    if row_gram is None:
+        return polish(problem, solution)
+    codes, scale = solution.codes.copy(), solution.scale.copy()
+    error = solution.weight() - problem.weight
+    last = float(coupled_errors(problem.weight, solution, problem.gram, row_gram).sum())
+    for _ in range(sweeps):
+        for row in range(problem.weight.shape[1]):
+            here = slice(row, row + 1)
+            share = row_gram[:, here] / row_gram[:, here, here]
+            share[:, :, row] = 0.0
+            alone = replace(
+                problem,
+                weight=problem.weight[:, here] - share @ error,
+                scale=scale[:, here],
+                floor=problem.floor[:, here],
+                row_gram=None,
+            )
+            better = polish(alone, Solution(codes[:, here], scale[:, here]), sweeps=1)
+            codes[:, here], scale[:, here] = better.codes, better.scale
+            error[:, here] = better.weight() - problem.weight[:, here]
+        now = float(coupled_errors(problem.weight, Solution(codes, scale), problem.gram, row_gram).sum())
+        if now >= last * (1 - LITTLE):
+            break
+        last = now
+    return better_groups(problem, solution, Solution(codes, scale))
 
 
 class _Search:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import numpy as np
 
 from qcompiler.quant.gram import Float64, inverse_factor
-from qcompiler.quant.solvers.problem import Int8, LayerProblem, Solution
-from qcompiler.quant.solvers.refit import refit_scale
+from qcompiler.quant.levels import Levels
+from qcompiler.quant.solvers.problem import Int8, LayerProblem, Solution, column_scale
+from qcompiler.quant.solvers.refit import refine_scale, refit_scale
 from qcompiler.quant.solvers.scales import round_to_levels
 
 
@@ -32,36 +33,69 @@ class Gptq:
 
     def solve(self, problem: LayerProblem, seed: int = 0) -> Solution:
         """Return codes and scales; the seed is not used."""
-        order = self._order(problem)
-        weight = np.take_along_axis(problem.weight, order[:, None, :], 2)
-        gram = np.take_along_axis(np.take_along_axis(problem.gram, order[:, :, None], 1), order[:, None, :], 2)
-        codes = self._codes(weight, inverse_factor(gram), problem)
-        back = np.argsort(order, axis=1, kind="stable")
-        return refit_scale(problem, Solution(np.take_along_axis(codes, back[:, None, :], 2), problem.scale))
+        inputs = problem.weight.shape[2]
+        columns = Columns(problem.gram, ordered=self.ordered, block=self.block)
+        codes = columns.codes(problem.weight, column_scale(problem.scale, inputs, problem.block_size), problem.levels)
+        found = Solution(codes, problem.scale, problem.block_size)
+        return (
+            refit_scale(problem, found)
+            if problem.scale.ndim == 2
+            else refine_scale(replace(problem, row_gram=None), found)
+        )
 
     def cost(self, problem: LayerProblem) -> float:
         """Return about how many multiply-accumulates it takes."""
         groups, rows, inputs = problem.weight.shape
         return float(groups * inputs**2 * (rows + 2 * inputs))
 
-    def _order(self, problem: LayerProblem) -> np.ndarray[tuple[int, ...], np.dtype[np.int64]]:
-        diagonal = np.einsum("gii->gi", problem.gram)
-        if not self.ordered:
-            return np.broadcast_to(np.arange(diagonal.shape[1]), diagonal.shape)
-        return np.argsort(-diagonal, axis=1, kind="stable")
 
-    def _codes(self, weight: Float64, factor: Float64, problem: LayerProblem) -> Int8:
-        """Return codes of shape (groups, rows, inputs); inside, columns come first, so that each lies in one piece."""
-        rest = np.ascontiguousarray(weight.transpose(0, 2, 1))
+class Columns:
+    """The columns of a layer in the order in which they are rounded, and how the others make up for each.
+
+    Args:
+        gram: float64, shape (groups, inputs, inputs), or (1, inputs, inputs) for all groups.
+        ordered: by descending diagonal.
+        block: columns whose compensation is applied at once.
+    """
+
+    def __init__(self, gram: Float64, *, ordered: bool = True, block: int = 64) -> None:
+        diagonal = np.einsum("gii->gi", gram)
+        plain = np.broadcast_to(np.arange(diagonal.shape[1]), diagonal.shape)
+        self._order = np.argsort(-diagonal, axis=1, kind="stable") if ordered else plain
+        self._block = block
+        sorted_rows = np.take_along_axis(gram, self._order[:, :, None], 1)
+        self._factor = inverse_factor(np.take_along_axis(sorted_rows, self._order[:, None, :], 2))
+
+    def codes(self, weight: Float64, steps: Float64, levels: Levels) -> Int8:
+        """Return codes of shape (groups, rows, inputs).
+
+        Args:
+            weight: of that shape.
+            steps: scales, shape (groups, rows, inputs), or 1 for the inputs where rows have one each.
+            levels: sorted levels.
+        """
+        order = self._order[:, None, :]
+        steps = np.broadcast_to(steps, weight.shape)
+        # Columns first, so that each lies in one piece.
+        rest, steps = (
+            np.ascontiguousarray(np.take_along_axis(a, order, 2).transpose(0, 2, 1)) for a in (weight, steps)
+        )
+        found = np.ascontiguousarray(self._rounded(rest, steps, levels).transpose(0, 2, 1))
+        back = np.argsort(self._order, axis=1, kind="stable")
+        return np.take_along_axis(found, back[:, None, :], 2)
+
+    def _rounded(self, rest: Float64, steps: Float64, levels: Levels) -> Int8:
+        """Return codes of shape (groups, inputs, rows); ``rest`` is used up."""
+        factor, inputs = self._factor, rest.shape[1]
         codes = np.empty(rest.shape, np.int8)
-        inputs, scale = weight.shape[2], problem.scale
-        for first in range(0, inputs, self.block):
-            last = min(first + self.block, inputs)
+        for first in range(0, inputs, self._block):
+            last = min(first + self._block, inputs)
             errors = np.empty((len(rest), last - first, rest.shape[2]))
             for column in range(first, last):
-                code = round_to_levels(rest[:, column] / scale, problem.levels)
-                error = (rest[:, column] - code * scale) / factor[:, column, column, None]
+                step = steps[:, column]
+                code = round_to_levels(rest[:, column] / step, levels)
+                error = (rest[:, column] - code * step) / factor[:, column, column, None]
                 rest[:, column + 1 : last] -= factor[:, column, column + 1 : last, None] * error[:, None]
                 codes[:, column], errors[:, column - first] = code, error
             rest[:, last:] -= factor[:, first:last, last:].transpose(0, 2, 1) @ errors
-        return np.ascontiguousarray(codes.transpose(0, 2, 1))
+        return codes

@@ -19,14 +19,21 @@ Int8 = NDArray[np.int8]
 class LayerProblem:
     """Find codes q and scales s with the least error tr(E H E^T), E = s q - W, summed over groups.
 
+    Where rows are coupled it is tr(G E H E^T), with G the row Hessian: what an error of one output channel costs
+    beside the errors of others, such as those of the same head of attention. ``coupled.py`` has what such problems
+    need; solvers that do not name G take it for the identity.
+
     Attributes:
         weight: float64, shape (groups, rows, inputs); rows are the output channels of a group.
-        gram: float64, shape (groups, inputs, inputs): H, the (damped) second moment of the layer's input, centered
-            where a bias takes the mean error back.
+        gram: float64, shape (groups, inputs, inputs), or (1, inputs, inputs) where all groups read the same: H, the
+            (damped) second moment of the layer's input, centered where a bias takes the mean error back.
         levels: sorted int8 values that codes may take.
-        scale: float64, shape (groups, rows): where solvers start from.
+        scale: float64, shape (groups, rows): where solvers start from. GPTQ and BoA also take
+            (groups, rows, blocks), one per block of ``block_size`` neighbouring inputs.
         floor: float64, shape (groups, rows): the smallest scale allowed.
         kernel: weights per input channel, so that inputs = channels * kernel.
+        row_gram: float64, shape (groups, rows, rows): G, (damped) and positive definite; None is the identity.
+        block_size: inputs that share a scale, where ``scale`` has blocks; 0 where it has none.
     """
 
     weight: Float64
@@ -35,6 +42,8 @@ class LayerProblem:
     scale: Float64
     floor: Float64
     kernel: int = 1
+    row_gram: Float64 | None = None
+    block_size: int = 0
 
     def with_levels(self, levels: Levels, scale: Float64) -> LayerProblem:
         """Return the same problem on another table of levels, with the scales to start from there."""
@@ -47,15 +56,30 @@ class Solution:
 
     Attributes:
         codes: int8, shape (groups, rows, inputs); every one is a level.
-        scale: float64, shape (groups, rows), positive.
+        scale: float64, shape (groups, rows), or (groups, rows, blocks) where blocks of inputs have their own; positive.
+        block_size: inputs in a block, 0 where there are none.
     """
 
     codes: Int8
     scale: Float64
+    block_size: int = 0
 
     def weight(self) -> Float64:
         """Return the weights that this stands for, shape (groups, rows, inputs)."""
-        return self.codes * self.scale[:, :, None]
+        return self.codes * column_scale(self.scale, self.codes.shape[2], self.block_size)
+
+
+def column_scale(scale: Float64, inputs: int, block_size: int = 0) -> Float64:
+    """Return scales that broadcast to (groups, rows, inputs), from one per row or one per row and block of inputs.
+
+    Args:
+        scale: shape (groups, rows) or (groups, rows, blocks).
+        inputs: of a row.
+        block_size: inputs in a block, of which the last may have fewer.
+    """
+    if scale.ndim == 2:
+        return scale[:, :, None]
+    return np.repeat(scale, block_size, axis=2)[:, :, :inputs]
 
 
 @runtime_checkable
