@@ -7,9 +7,11 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from qcompiler.errors import UsageError
+from qcompiler.mixed_precision.by_sublayer import sublayer_table
 from qcompiler.mixed_precision.sensitivity import Sensitivities, sensitivities
 from qcompiler.mixed_precision.widths import WIDTHS, Choosable, with_widths
 from qcompiler.mixed_precision.widths import choosable as choosable_weights
+from qcompiler.model.sublayers import sublayers
 from qcompiler.plan import Precision, QuantSpec
 from qcompiler.protocols import OpRule, PassKind, PassResult
 from qcompiler.quant.allocation import Allocation, Budget, Item, allocate, allocation_of
@@ -66,7 +68,10 @@ class AllocateBits:
         found = sensitivities(state, layers, widths, context if self.measured else replace(context, calibration=None))
         search = _search(found, fixed)
         search = replace(search, chosen=_chosen(search, state, context))
-        return PassResult(_decided(state, search, layers), self._report(search, found, fixed))
+        report = self._report(search, found, fixed)
+        kinds = sublayers(state.model)
+        report = replace(report, tables=(sublayer_table(search, kinds),)) if kinds else report
+        return PassResult(_decided(state, search, layers), report)
 
     def _report(self, search: BitSearch, found: Sensitivities, fixed: int) -> PassReport:
         chosen = search.chosen
