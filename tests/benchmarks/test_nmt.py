@@ -30,6 +30,7 @@ from benchmarks.nmt.decoding import (  # noqa: E402
 from benchmarks.nmt.export import export  # noqa: E402
 from benchmarks.nmt.network import Shape, Translator, token_loss  # noqa: E402
 from benchmarks.nmt.report import Entry, report  # noqa: E402
+from benchmarks.nmt.sensitivity import KINDS, frequency_order, rounded, sensitivity_table  # noqa: E402
 from benchmarks.nmt.training import Schedule, trained  # noqa: E402
 from qcompiler.model.attention import find_attention  # noqa: E402
 from qcompiler.model.load import load_model  # noqa: E402
@@ -268,3 +269,38 @@ def test_the_float_model_always_takes_part(data):
     given = parse_arguments(["--data", str(data), "--contenders", "W4A8"])
     assert [contender.name for contender in given.contenders] == ["float", "W4A8"]
     assert given.parts == ("val",)
+
+
+# -- sensitivity -------------------------------------------------------------------------------------
+
+
+def test_only_the_sublayers_that_are_asked_for_are_rounded(network):
+    order = np.arange(SHAPE.vocabulary)
+    found, total = rounded(network, {"decoder cross-attention": 2}, order)
+    before, after = dict(network.named_parameters()), dict(found.named_parameters())
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed == {
+        f"decoder.{i}.cross_attention.{n}.weight" for i in range(2) for n in ("query", "key", "value", "output")
+    }
+    assert total == 2 * 8 * SHAPE.width**2
+    assert all(np.unique(row).size <= 4 for row in after["decoder.0.cross_attention.key.weight"].detach().numpy())
+
+
+def test_frequent_words_get_more_bits(network):
+    order = frequency_order([[7] * 9 + [5] * 4, [3]], SHAPE.vocabulary)
+    assert order[:3].tolist() == [7, 5, 3]
+    found, total = rounded(network, {"embedding": (4, 3, 2, 1)}, order)
+    levels = [np.unique(row).size for row in found.table.weight.detach().numpy()[order]]
+    assert max(levels[-15:]) == 2
+    assert max(levels[:15]) > 8
+    assert total == SHAPE.vocabulary * SHAPE.width * 2.5
+
+
+def test_the_sensitivity_table_has_every_kind(network):
+    sources = [[int(n) for n in row if n] for row in SOURCE]
+    targets = [[int(n) for n in row if n] for row in TARGET]
+    text = sensitivity_table(network, (sources, targets), np.arange(SHAPE.vocabulary))
+    assert all(f"| {kind} |" in text for kind in (*KINDS, "all of them"))
+    with torch.no_grad():
+        base = float(token_loss(network(torch.from_numpy(SOURCE), torch.from_numpy(TARGET)), torch.from_numpy(TARGET)))
+    assert f"Float: {base:.4f}" in text
