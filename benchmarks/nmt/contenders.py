@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -45,12 +45,12 @@ class Contender:
     Attributes:
         name: what the command line and the tables call it.
         words: options of ``qcompile``, but for model, data and seed; None where it is not ``qcompile``.
-        recipe: a recipe that goes with them.
+        layer_bits: patterns of layers by name, and their bits.
     """
 
     name: str
     words: tuple[str, ...] | None
-    recipe: str = ""
+    layer_bits: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def slug(self) -> str:
@@ -62,9 +62,16 @@ def _bits(name: str) -> Contender:
     return Contender(name, ("--target", "x86", "-O1", "--bits", name, *NO_FLOORS))
 
 
-def paper_recipe() -> str:
-    """Return the recipe of the paper's bits."""
-    return "\n".join(f"[match.'{pattern}']\nbits = {bits}\n" for pattern, bits in PAPER_BITS.items())
+def recipe_for(bits: Mapping[str, int], part: str) -> str:
+    """Return a recipe with the bits that concern one file.
+
+    Args:
+        bits: pattern -> bits.
+        part: "encoder" or "decoder".
+    """
+    other = "decoder" if part == "encoder" else "encoder"
+    own = {pattern: width for pattern, width in bits.items() if other not in pattern}
+    return "\n".join(f"[match.'{pattern}']\nbits = {width}\n" for pattern, width in own.items())
 
 
 CONTENDERS = (
@@ -74,7 +81,7 @@ CONTENDERS = (
     _bits("W4A8"),
     _bits("W3A8"),
     _bits("W2A8"),
-    Contender(PAPER, ("--target", "x86", "-O1", "--bits", "W3A8", *NO_FLOORS), paper_recipe()),
+    Contender(PAPER, ("--target", "x86", "-O1", "--bits", "W3A8", *NO_FLOORS), PAPER_BITS),
 )
 
 
@@ -130,14 +137,14 @@ def compress(contender: Contender, originals: Originals, seed: int, folder: Path
             output.mkdir(exist_ok=True)
             runs.append(run_rival(DYNAMIC, model, samples, output))
             continue
-        words = [*contender.words, "--seed", str(seed), *_recipe_words(contender, folder)]
+        words = [*contender.words, "--seed", str(seed), *_recipe_words(contender, model.stem, folder)]
         runs.append(run_with_words(contender.name, model, samples, words, output))
     return runs[0], runs[1]
 
 
-def _recipe_words(contender: Contender, folder: Path) -> Sequence[str]:
-    if not contender.recipe:
+def _recipe_words(contender: Contender, part: str, folder: Path) -> Sequence[str]:
+    if not contender.layer_bits:
         return ()
-    path = folder / "recipe.toml"
-    path.write_text(contender.recipe, encoding="utf-8")
+    path = folder / f"{part}.toml"
+    path.write_text(recipe_for(contender.layer_bits, part), encoding="utf-8")
     return ("--config", str(path))
