@@ -13,6 +13,7 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("tokenizers")
 sacrebleu = pytest.importorskip("sacrebleu")
 
+from benchmarks import rivals  # noqa: E402
 from benchmarks.nmt import scoring  # noqa: E402
 from benchmarks.nmt.__main__ import parse_arguments  # noqa: E402
 from benchmarks.nmt.contenders import PAPER_BITS, prepare, recipe_for  # noqa: E402
@@ -307,3 +308,20 @@ def test_the_sensitivity_table_has_every_kind(network):
     with torch.no_grad():
         base = float(token_loss(network(torch.from_numpy(SOURCE), torch.from_numpy(TARGET)), torch.from_numpy(TARGET)))
     assert f"Float: {base:.4f}" in text
+
+
+# -- the dynamic contender -----------------------------------------------------------------------------
+
+
+def test_the_contender_gets_a_gemm_of_its_own_and_a_model_that_still_computes_the_same(files, tmp_path):
+    notes = []
+    model = rivals._untied(onnx.load(files[1]), notes)
+    onnx.save(model, tmp_path / "untied.onnx")
+    assert len(notes) == 1
+    large = [t for t in model.graph.initializer if list(t.dims) == [SHAPE.vocabulary, SHAPE.width]]
+    assert len(large) == 2
+    found = [open_sessions(files[0], path) for path in (files[1], tmp_path / "untied.onnx")]
+    feeds = {**first_feeds(found[0], SOURCE), "tokens": shifted(TARGET)}
+    first, second = (sessions.decoder.run(["logits"], feeds)[0] for sessions in found)
+    assert np.array_equal(first, second)
+    assert rivals._untied(onnx.load(files[0]), notes) == onnx.load(files[0])
