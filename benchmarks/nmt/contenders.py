@@ -81,7 +81,7 @@ CONTENDERS = (
     _bits("W4A8"),
     _bits("W3A8"),
     _bits("W2A8"),
-    Contender(PAPER, ("--target", "x86", "-O1", "--bits", "W3A8", *NO_FLOORS), PAPER_BITS),
+    Contender(PAPER, ("--target", "x86", "-O1", "--bits", "W4A8", *NO_FLOORS), PAPER_BITS),
 )
 
 
