@@ -68,13 +68,27 @@ def _quantize(method: str, model: Path, calibration: Path, output: Path) -> None
     notes: list[str] = []
     with tempfile.TemporaryDirectory(prefix="rival-") as scratch:
         least, to = (_INT4_OPSET, _INT4_OPSET) if method == INT4 else (_CONVERT_BELOW, _CONVERT_TO)
-        loaded = _converted(onnx.load(model), least, to, notes)
+        loaded = _untied(_converted(onnx.load(model), least, to, notes), notes)
         prepared = _prepare(loaded, Path(scratch), notes)
         if method == DYNAMIC:
             quantize_dynamic(prepared, output, per_channel=True, weight_type=QuantType.QInt8)
         else:
             _quantize_static(method, prepared, calibration, output, notes)
     output.with_suffix(".json").write_text(json.dumps(notes), encoding="utf-8")
+
+
+def _untied(model: onnx.ModelProto, notes: list[str]) -> onnx.ModelProto:
+    """Return a model in which no Gemm shares its weight: the tool transposes it in place, under its other readers."""
+    constants = {tensor.name: tensor for tensor in model.graph.initializer}
+    uses = [name for node in model.graph.node for name in node.input]
+    for node in model.graph.node:
+        name = node.input[1] if node.op_type == "Gemm" else ""
+        if name in constants and uses.count(name) > 1:
+            copied = model.graph.initializer.add()
+            copied.CopyFrom(constants[name])
+            copied.name = node.input[1] = f"{name}_of_{node.name}"
+            notes.append("shared weight of a Gemm stored twice, as the file is broken otherwise")
+    return model
 
 
 def _converted(model: onnx.ModelProto, least: int, to: int, notes: list[str]) -> onnx.ModelProto:

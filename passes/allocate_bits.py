@@ -7,10 +7,12 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from qcompiler.errors import UsageError
+from qcompiler.mixed_precision.by_sublayer import sublayer_table
 from qcompiler.mixed_precision.sensitivity import Sensitivities, sensitivities
 from qcompiler.mixed_precision.smallest import smallest_acceptable
 from qcompiler.mixed_precision.widths import WIDTHS, Choosable, with_widths
 from qcompiler.mixed_precision.widths import choosable as choosable_weights
+from qcompiler.model.sublayers import sublayers
 from qcompiler.plan import Precision, QuantSpec
 from qcompiler.protocols import OpRule, PassKind, PassResult, Target
 from qcompiler.quant.allocation import MAX_SIZE, MEAN_BITS, Allocation, Budget, Item, allocate, allocation_of, kilobytes
@@ -68,7 +70,10 @@ class AllocateBits:
             return PassResult(state, replace(nothing, notes=(note,)))
         found = sensitivities(state, layers, widths, context if self.measured else replace(context, calibration=None))
         search = _chosen(_search(found, fixed), state, context)
-        return PassResult(_decided(state, search, layers), self._report(search, found, context))
+        report = self._report(search, found, context)
+        kinds = sublayers(state.model)
+        report = replace(report, tables=(sublayer_table(search, kinds),)) if kinds else report
+        return PassResult(_decided(state, search, layers), report)
 
     def _report(self, search: BitSearch, found: Sensitivities, context: Context) -> PassReport:
         chosen = search.chosen

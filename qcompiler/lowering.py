@@ -53,7 +53,15 @@ _CODES_OF = "codes of"
 
 
 def add_codes(graph: ir.Graph, name: str, tensor: ir.TensorProtocol, entry: TensorPlan) -> ir.Value:
-    """Add a weight's int8 codes to a graph as a constant that ``weight_of`` knows, and return its value."""
+    """Add a weight's int8 codes to a graph as a constant that ``weight_of`` knows, and return its value.
+
+    A weight that is used in several ways, such as a table that is looked up and that the output is multiplied by, is
+    stored once.
+    """
+    for value in graph.initializers.values():
+        known = value.const_value if weight_of(value) == entry.name else None
+        if known is not None and known.dtype is tensor.dtype and known.shape == tensor.shape:
+            return value
     value = add_initializer(graph, name, tensor)
     value.meta[_CODES_OF] = entry.name
     return value

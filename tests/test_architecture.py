@@ -32,7 +32,7 @@ TIERS: tuple[frozenset[str], ...] = tuple(
         "search training",
         "decoding passes targets",
         "pipeline registry",
-        "inspection repair shared_plan trials",
+        "inspection repair shared_plan task_scales trials",
         "placement",
         "flow",
         "compiler",

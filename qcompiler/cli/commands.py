@@ -10,6 +10,7 @@ from qcompiler.cli.lint_command import lint_command
 from qcompiler.cli.list_commands import passes_command, targets_command
 from qcompiler.cli.profile_command import profile_command
 from qcompiler.cli.report_commands import diff_command, inspect_command
+from qcompiler.cli.scales_commands import apply_scales_command, tune_scales_command
 
 
 def _print_version(context: click.Context, parameter: click.Parameter, asked: bool) -> None:
@@ -44,6 +45,8 @@ for _command in (
     inspect_command,
     profile_command,
     diff_command,
+    tune_scales_command,
+    apply_scales_command,
     lint_command,
     targets_command,
     passes_command,

@@ -53,7 +53,10 @@ class Task:
         outputs: values whose distance from the float model is minimized; a subset of the executor's values.
         classes: those of them that hold logits, compared as distributions.
         base: binding in which the weights are trained, such as one with quantized activations.
-        labels: int64 (rows,), whose cross entropy is added for every output in ``classes``; None only distills.
+        labels: int64, a class for each row of the scores of every output in ``classes``: (rows,), or (rows, places)
+            for scores of shape (rows, places, classes), where -100 has none. Their cross entropy is added; None only
+            distills.
+        distills: the distance from the float model counts; False learns from the labels alone.
         schedule: how long and how fast.
         finished: asked before every mini-batch; True ends the training early.
         progress: told the number of the step.
@@ -64,6 +67,7 @@ class Task:
     classes: frozenset[str] = frozenset()
     base: Binding = EMPTY
     labels: Tensor | None = None
+    distills: bool = True
     schedule: Schedule = Schedule()
     finished: Callable[[], bool] = lambda: False
     progress: Callable[[int], None] = lambda step: None
@@ -106,7 +110,8 @@ def fine_tune(model: TorchExecutor, compressor: Compressor, period: int, task: T
         task: samples, outputs and schedule.
 
     Raises:
-        QCompileError: nothing is to be trained, or the period is not positive.
+        QCompileError: nothing is to be trained, or the period is not positive, or there is neither a model nor a
+            label to learn from.
 
     Source: Lee et al. 2021, Modulating Regularization Frequency for Efficient Compression-Aware Model Training
     (arXiv:2105.01875), for the period; its abstract was read, its schedules were not. The optimizer's moments are
@@ -115,6 +120,8 @@ def fine_tune(model: TorchExecutor, compressor: Compressor, period: int, task: T
     leaves = list(compressor.leaves())
     if not leaves or period < 1:
         raise QCompileError(f"nothing to train, or a period below 1 ({period})")
+    if task.labels is None and not task.distills:
+        raise QCompileError("nothing to learn from: no labels, and the float model does not count")
     plan = task.schedule
     started = time.perf_counter()
     optimizer = torch.optim.Adam(leaves, lr=plan.learning_rate, betas=BETAS)
@@ -159,7 +166,7 @@ class _Matcher:
         self._rows = max(int(v.shape[0]) for v in task.samples.values() if v.dim())
         made = {n for s in model.steps for n in s.outputs}
         inner = [n for n in block_outputs(model.model) if n in made and n not in task.outputs]
-        self.features = tuple(inner) if task.schedule.feature_weight > 0 else ()
+        self.features = tuple(inner) if task.schedule.feature_weight > 0 and task.distills else ()
 
     def loss(self, binding: Binding, generator: torch.Generator) -> Tensor:
         """Return the loss of one random mini-batch."""
@@ -183,11 +190,13 @@ class _Matcher:
 
     def _distance(self, name: str, found: Tensors, wanted: Tensors, labels: Tensor | None) -> Tensor:
         if name not in self._task.classes:
-            return relative_error(found[name], wanted[name])
+            return relative_error(found[name], wanted[name]) if self._task.distills else torch.zeros(())
         here = torch.log_softmax(found[name], -1)
-        if labels is None or here.dim() != 2:
-            return divergence(found[name], wanted[name])
-        return divergence(found[name], wanted[name]) + torch.nn.functional.nll_loss(here, labels.to(here.device))
+        distance = divergence(found[name], wanted[name]) if self._task.distills else torch.zeros(())
+        if labels is None or here.shape[:-1] != labels.shape:
+            return distance
+        entropy = torch.nn.functional.nll_loss(here.flatten(0, -2), labels.flatten().to(here.device))
+        return distance + entropy
 
 
 def relative_error(found: Tensor, wanted: Tensor) -> Tensor:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -56,3 +58,26 @@ def _sums(found: Tensor, wanted: Tensor, *, scores: bool) -> Tensor:
         there, here = torch.log_softmax(b, -1), torch.log_softmax(a, -1)
         roots = (there.exp() * (there - here)).sum(-1).clamp(min=0.0).sqrt().sum()
     return torch.stack([roots.cpu(), (a - b).square().sum().cpu(), b.square().sum().cpu()])
+
+
+def held_out_entropy(setup: SearchSetup, binding: Binding, outputs: Sequence[str], labels: Tensor) -> float:
+    """Return the mean cross entropy of labels in nats over the acceptance samples.
+
+    Args:
+        setup: with the samples.
+        binding: the compressed model.
+        outputs: values with logits, (rows, classes); the mean over them is taken.
+        labels: int64 (rows,).
+    """
+    rows = row_count(setup.held_out)
+    step = ROWS_AT_ONCE if setup.axes is not None else 1
+    total = 0.0
+    with torch.no_grad():
+        for first in range(0, rows, step):
+            part = slice(first, min(first + step, rows))
+            found = setup.executor.run(rows_of(setup.held_out, part), outputs, binding=binding)
+            here = [
+                torch.nn.functional.cross_entropy(v, labels[part].to(v.device), reduction="sum") for v in found.values()
+            ]
+            total += float(sum(float(v) for v in here)) / len(here)
+    return total / rows

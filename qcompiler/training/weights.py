@@ -1,4 +1,4 @@
-"""Trained weights: three ways to let an optimizer choose among the levels that a plan allows."""
+"""Trained weights: ways to let an optimizer choose among the levels that a plan allows."""
 
 from __future__ import annotations
 
@@ -157,6 +157,45 @@ class StraightThrough:
     def penalty(self, progress: float) -> Tensor:
         """Return 0: codes are levels."""
         return torch.zeros((), device=self.gaps.device)
+
+
+class FixedCodes:
+    """A weight whose codes stay what they are: only its scale is trained.
+
+    Source: Kim et al. 2023, Memory-Efficient Fine-Tuning of Compressed Large Language Models via sub-4-bit Integer
+    Quantization (arXiv:2305.14152), equation 2. Differs: the scale is trained by its logarithm, so that it stays
+    positive, and codes are any levels of a plan.
+    """
+
+    soft = False
+
+    def __init__(self, start: Start) -> None:
+        self.start = start
+        self._codes = nearest(start.position, start.levels)
+        self.growth = torch.zeros_like(start.scale).requires_grad_()
+
+    def leaves(self) -> Sequence[Tensor]:
+        """Return the growth of the scale."""
+        return (self.growth,)
+
+    def scale(self) -> Tensor:
+        """Return the planned scale, grown."""
+        return self.start.grown(self.growth)
+
+    def loose(self) -> Tensor:
+        """Return the codes."""
+        return self._codes
+
+    def codes(self) -> Tensor:
+        """Return the planned codes."""
+        return self._codes
+
+    def project(self) -> None:
+        """Do nothing: codes never move."""
+
+    def penalty(self, progress: float) -> Tensor:
+        """Return 0: codes are levels."""
+        return torch.zeros((), device=self.growth.device)
 
 
 class FlexRound:

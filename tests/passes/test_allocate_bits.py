@@ -12,6 +12,7 @@ from qcompiler.quant.allocation import kilobytes, mean_limit
 from qcompiler.recipe import Floors, MatchRule, Recipe, bits_fields
 from qcompiler.registry import make_pass
 from qcompiler.trials.acceptance import FileSize
+from tests.attention_nets import separate
 from tests.compiling import context, lowered, outputs, run_passes, samples, start
 from tests.models import conv_net, token_net
 
@@ -213,3 +214,18 @@ def test_a_model_without_such_weights_is_left_alone():
     tables = {n.inputs[0].name for n in state.model.graph if n.op_type == "Gather"}
     items = {i.name for i in done.state.bit_search.items} if done.state.bit_search else set()
     assert not tables & items
+
+
+def test_a_transformer_has_its_bits_reported_by_sublayer():
+    state, where = ready(separate()[0], **bits_fields("W4A8"))
+    done = run(state, where)
+    (table,) = done.report.tables
+    (row,) = table.rows
+    assert row.name == "self-attention"
+    assert row.values[0] == sum(item.weights for item in done.state.bit_search.items)
+    assert row.values[3] == pytest.approx(done.state.bit_search.chosen.loss, rel=1e-3)
+
+
+def test_a_network_without_attention_has_no_such_table():
+    state, where = ready(**bits_fields("W4A8"))
+    assert run(state, where).report.tables == ()

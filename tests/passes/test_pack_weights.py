@@ -152,3 +152,24 @@ def test_nothing_to_pack_is_nothing_written():
     proto = build([make("Relu", ["x"], ["y"])], [("x", FLOAT, [2])], [("y", FLOAT, [2])])
     state, where = rounded_plan(proto)
     assert run_passes(state, where, "pack-weights").model is state.model
+
+
+@pytest.mark.parametrize("bits", ["W8A8", "W4A8:uniform"])
+def test_a_table_that_the_output_is_multiplied_by_is_stored_once(bits):
+    table = sixteenths(64, 32) + np.float32(0.007)
+    nodes = [
+        make("Gather", ["table", "ids"], ["e"], name="embed"),
+        make("Relu", ["e"], ["r"], name="relu"),
+        make("Gemm", ["r", "table"], ["y"], name="project", transB=1),
+    ]
+    proto = build(nodes, [("ids", TensorProto.INT64, [3])], [("y", FLOAT, [3, 64])], {"table": table})
+    state, where = planned(proto, bits=bits)
+    model = lowered(state, where).model
+    sizes = [v.const_value.size for v in model.graph.initializers.values() if v.const_value.nbytes >= table.size // 2]
+    assert len(sizes) == 1
+    codes = [v for v in model.graph if v.op_type in ("Cast", "DequantizeLinear") and "table" in (v.name or "")]
+    assert len({id(node.inputs[0]) for node in codes}) == 1
+    feeds = {"ids": np.array([0, 5, 63])}
+    assert np.allclose(
+        outputs(model, feeds)[0], outputs(proto, feeds)[0], atol=0.2 * np.abs(outputs(proto, feeds)[0]).max()
+    )
