@@ -13,6 +13,7 @@ PASSES: dict[str, str] = {
     "calibrate": "qcompiler.passes.calibrate:Calibrate",
     "scale-weights": "qcompiler.passes.scale_weights:ScaleWeights",
     "solve-codes": "qcompiler.passes.solve_codes:SolveCodes",
+    "prune": "qcompiler.passes.prune:Prune",
     "correct-bias": "qcompiler.passes.correct_bias:CorrectBias",
     "clip-round-search": "qcompiler.passes.clip_round_search:ClipRoundSearch",
     "joint-clip-search": "qcompiler.passes.joint_clip_search:JointClipSearch",
@@ -45,6 +46,7 @@ WITH_DATA = (
     "allocate-bits",
     "scale-weights",
     "solve-codes",
+    "prune",
     "calibrate",
     "correct-bias",
 )
@@ -57,6 +59,7 @@ WITHOUT_DATA = (
     "allocate-bits",
     "scale-weights",
     "solve-codes",
+    "prune",
     "calibrate",
     "correct-bias",
 )
@@ -77,7 +80,7 @@ TRAINING = ("fine-tune",)
 SETTLING = frozenset({"correct-bias"})
 """Passes that run again behind each of these: what they decide follows from what a search changed."""
 
-_PLAIN = ("allocate-bits{measured=false}", "scale-weights{rounding=nearest}", "calibrate{method=minmax}")
+_PLAIN = ("allocate-bits{measured=false}", "scale-weights{rounding=nearest}", "prune", "calibrate{method=minmax}")
 
 MINIMAL = {
     True: (*_REWRITES, "place", "observe", *_PLAIN),

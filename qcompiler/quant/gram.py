@@ -72,6 +72,69 @@ class GramAccumulator:
         return Gram(symmetric(self._second / self._count), self._sum / self._count, self._count)
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class PairedGram:
+    """Moments of a layer's input columns in two models: one that is changed, and the one it is to follow.
+
+    Attributes:
+        changed: of the inputs in the changed model, x'.
+        cross: float64, shape (groups, inputs, inputs): the mean of x x'^T, x in the model to follow.
+        mean: float64, shape (groups, inputs): the mean of x.
+    """
+
+    changed: Gram
+    cross: Float64
+    mean: Float64
+
+    def target(self, weight: Float64, gram: Float64, added: Float64, *, centered: bool) -> Float64:
+        """Return the weights V that follow W best on the changed inputs, with the least mean of |V x' - W x|^2.
+
+        Any other weights U have the error of V plus tr((U - V) H (U - V)^T): what is solved for H and V is solved
+        for the model to follow.
+
+        Args:
+            weight: W, float64 of shape (groups, rows, inputs).
+            gram: H, the damped moment of x'.
+            added: float64, shape (groups, inputs): what the damping added to the diagonal of H; it draws V to W.
+            centered: a bias takes back the mean error.
+
+        Source: Li et al., "GPTAQ" (2025), the asymmetric calibration of its equation 3. Differs: solved in closed
+        form before anything is pruned or rounded.
+        """
+        cross = self.cross
+        if centered:
+            cross = cross - self.mean[:, :, None] * self.changed.mean[:, None, :]
+        wanted = weight @ cross + weight * added[:, None, :]
+        return np.asarray(np.swapaxes(np.linalg.solve(gram, np.swapaxes(wanted, 1, 2)), 1, 2))
+
+
+class PairedAccumulator:
+    """Sums moments over pairs of columns, in float64 and in the order in which they come; see ``PairedGram``."""
+
+    def __init__(self, groups: int, inputs: int) -> None:
+        self._changed = GramAccumulator(groups, inputs)
+        self._cross = np.zeros((groups, inputs, inputs))
+        self._sum = np.zeros((groups, inputs))
+        self._count = 0
+
+    def add(self, followed: NDArray[np.floating], changed: NDArray[np.floating]) -> None:
+        """Add columns of both models at the same positions, each of shape (groups, positions, inputs)."""
+        self._changed.add(changed)
+        exact = followed.astype(np.float64)
+        self._cross += exact.transpose(0, 2, 1) @ changed.astype(np.float64)
+        self._sum += exact.sum(1)
+        self._count += followed.shape[1]
+
+    def result(self) -> PairedGram:
+        """Return the moments over everything added.
+
+        Raises:
+            QCompileError: nothing was added.
+        """
+        moments = self._changed.result()
+        return PairedGram(moments, self._cross / self._count, self._sum / self._count)
+
+
 def symmetric(gram: Float64) -> Float64:
     """Return the symmetric part of matrices of shape (..., inputs, inputs): products round differently by order."""
     return np.asarray((gram + np.swapaxes(gram, -1, -2)) / 2)
