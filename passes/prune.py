@@ -8,7 +8,6 @@ from typing import ClassVar
 
 from threadpoolctl import threadpool_limits
 
-from qcompiler.errors import UsageError
 from qcompiler.protocols import PassKind, PassResult
 from qcompiler.pruning.choice import chosen_search
 from qcompiler.pruning.curves import measured_curves
@@ -104,13 +103,11 @@ def _told(report: PassReport, search: SparsitySearch, removed: Sequence[Removed]
     )
     metrics = (
         Metric("sparsity", round(100 * zeros / max(total, 1), 2), "% of the weights"),
-        Metric("asked", "auto" if asked.share is None else str(asked), ""),
         Metric("pruned", len(removed), "weights"),
         Metric("predicted loss", float(f"{search.loss:.4g}"), ""),
         Metric("measured", search.trials, "runs"),
     )
     columns = ("zeros, %", "output lost, %", "predicted loss")
     tables = (Table("Sparsity by layer", "", columns, rows),) if rows else ()
-    return replace(report, metrics=metrics, tables=tables, notes=(f"loss: {search.unit}",))
-
-
+    options = {**report.options, "sparsity": str(asked)}
+    return replace(report, options=options, metrics=metrics, tables=tables, notes=(f"loss: {search.unit}",))

@@ -10,7 +10,16 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from qcompiler.errors import UsageError
-from qcompiler.recipe import CALLABLE, Floors, ImagePreprocessing, MatchRule, Recipe, bits_fields, parse_passes, parse_sparsity
+from qcompiler.recipe import (
+    CALLABLE,
+    Floors,
+    ImagePreprocessing,
+    MatchRule,
+    Recipe,
+    bits_fields,
+    parse_passes,
+    parse_sparsity,
+)
 
 _SIZE_UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 

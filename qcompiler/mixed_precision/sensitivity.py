@@ -113,10 +113,10 @@ def _items(
     )
 
 
-def few_samples(samples: Dataset, model: ir.Model, runs: int) -> Dataset:
+def few_samples(samples: Dataset, model: ir.Model, runs: int, most: int = MOST) -> Dataset:
     """Return the samples of one measured run: as many as the work allows, spread over the calibration samples."""
     count = int(WORK_MACS / max(model_macs(model) * (runs + CHECKS), 1))
-    count = min(max(FEWEST, min(MOST, count)), len(samples))
+    count = min(max(FEWEST, min(most, count)), len(samples))
     return Subset(samples, tuple(int(i) for i in np.linspace(0, len(samples) - 1, count).round()))
 
 

@@ -16,11 +16,12 @@ from qcompiler.quant.gram import Float64, damped
 from qcompiler.quant.pruning import Choice, Mask, Pattern, Pruned, by_alternating, by_magnitude, by_surgeon, error_of
 from qcompiler.quant.sparsity import SHARES, Curve
 from qcompiler.runtime.grams import BATCH_BYTES, GramOptions
-from qcompiler.samples import class_outputs
 from qcompiler.state import Context, State
 
 ROWS = 64
 """Rows, evenly spread, that tell the error of a layer."""
+MOST = 64
+"""Samples of one measured run at most; the work that all may take is that of ``few_samples``."""
 ROUNDS = 30
 """Of the alternating method on a curve: the ranks of its errors are clear long before the mask stands still."""
 
@@ -56,9 +57,10 @@ def measured_curves(state: State, weights: Sequence[Prunable], context: Context,
     """
     loss, few = None, 0
     if context.calibration is not None:
-        samples = few_samples(context.calibration, state.model, len(weights))
-        classes = class_outputs(state.model, None)
-        loss, few = Divergence(state.model, samples, classes, context.recipe.threads), len(samples)
+        samples = few_samples(context.calibration, state.model, len(weights), MOST)
+        # Class scores count by their squared error too: a network that is sure of its calibration samples keeps its
+        # probabilities there while its scores fall apart.
+        loss, few = Divergence(state.model, samples, (), context.recipe.threads), len(samples)
     done: list[Curve] = []
     for weight, gram in _with_grams(state, weights, context):
         curve, share = _curve(weight, gram, pattern)
@@ -142,13 +144,10 @@ def choice_of(weight: Prunable, size: int, share: float, pattern: Pattern | None
     return Choice(min(round(share * size), size - 1), pattern, layout.kernel if layout is not None else 1)
 
 
-def thinned(
-    weight: Prunable, rows: Float64, gram: Float64 | None, choice: Choice, start: Mask | None = None
-) -> Pruned:
+def thinned(weight: Prunable, rows: Float64, gram: Float64 | None, choice: Choice, start: Mask | None = None) -> Pruned:
     """Return rows pruned by the weight's method, with fewer rounds than the final ones get."""
     if weight.method == "magnitude" or gram is None:
         return by_magnitude(rows, choice)
     if weight.method == "surgeon":
         return by_surgeon(rows, gram, choice)
     return by_alternating(rows, gram, choice, ROUNDS, start)
-

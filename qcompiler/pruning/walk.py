@@ -152,9 +152,7 @@ class Walk:
         codes = weight_codes(weight.weight.array, entry) * weight.weight.shaped(mask)
         return Removed(self._decided(weight, codes.astype(np.int8), entry), (), None, "magnitude", weight.note)
 
-    def _biases(
-        self, weight: Prunable, rows: Float64, pruned: Float64, moments: PairedGram
-    ) -> tuple[TensorPlan, ...]:
+    def _biases(self, weight: Prunable, rows: Float64, pruned: Float64, moments: PairedGram) -> tuple[TensorPlan, ...]:
         """Return corrections that give every output channel the mean that it has in the float model."""
         shift = np.einsum("gri,gi->gr", rows, moments.mean) - np.einsum("gri,gi->gr", pruned, moments.changed.mean)
         correction, reason = shift.reshape(-1), "mean error of the pruned weights and of the layers before"

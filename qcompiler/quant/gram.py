@@ -14,6 +14,9 @@ Float64 = NDArray[np.float64]
 DAMPING = 0.01
 """Share of the mean diagonal that is added to a Gram matrix; what a few samples say is not the whole truth."""
 
+FOLLOWED = 0.5
+"""How far a layer's target moves towards what makes up for all errors before it, as few samples show them."""
+
 MAX_DAMPINGS = 10
 """How often the damping is repeated while a factorization fails."""
 
@@ -87,10 +90,11 @@ class PairedGram:
     mean: Float64
 
     def target(self, weight: Float64, gram: Float64, added: Float64, *, centered: bool) -> Float64:
-        """Return the weights V that follow W best on the changed inputs, with the least mean of |V x' - W x|^2.
+        """Return weights between W and those that follow it best on the changed inputs.
 
-        Any other weights U have the error of V plus tr((U - V) H (U - V)^T): what is solved for H and V is solved
-        for the model to follow.
+        The latter, V, have the least mean of |V x' - W x|^2, and any other weights U have the error of V plus
+        tr((U - V) H (U - V)^T): what is solved for H and V is solved for the model to follow. On few samples V
+        follows them too closely, so the way from W to V is gone by ``FOLLOWED`` only.
 
         Args:
             weight: W, float64 of shape (groups, rows, inputs).
@@ -105,7 +109,8 @@ class PairedGram:
         if centered:
             cross = cross - self.mean[:, :, None] * self.changed.mean[:, None, :]
         wanted = weight @ cross + weight * added[:, None, :]
-        return np.asarray(np.swapaxes(np.linalg.solve(gram, np.swapaxes(wanted, 1, 2)), 1, 2))
+        best = np.swapaxes(np.linalg.solve(gram, np.swapaxes(wanted, 1, 2)), 1, 2)
+        return np.asarray(weight + FOLLOWED * (best - weight))
 
 
 class PairedAccumulator:

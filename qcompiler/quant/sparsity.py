@@ -51,7 +51,7 @@ class Curve:
     def steps(self) -> list[tuple[float, float, float]]:
         """Return the convex hull of the loss as (loss a weight, share before, share behind), both rising."""
         shares = np.linspace(0.0, self.highest, STEPS + 1)
-        losses, at, found = self.loss(shares), 0, []
+        losses, at, found = self.loss(shares), 0 if self.highest > 0 else STEPS, []
         while at < STEPS:
             rates = (losses[at + 1 :] - losses[at]) / (shares[at + 1 :] - shares[at])
             best = at + 1 + int(np.flatnonzero(rates <= rates.min())[-1])

@@ -37,8 +37,8 @@ LITTLE_DB = 0.1
 """A layer that gains less from 8-bit weights does not suffer from their rounding."""
 CLEAR_DB = 1.0
 """Where 8-bit weights everywhere gain less than this, more bits are no cure."""
-AFTER_WIDTHS = frozenset({"scale-weights", "solve-codes", "correct-bias"})
-"""Passes that run again when a repair changes the widths of weights."""
+AFTER_WIDTHS = frozenset({"scale-weights", "solve-codes", "prune", "correct-bias"})
+"""Passes that run again when a repair changes the widths of weights or how many of them are 0."""
 
 
 def rescaling(passes: Sequence[Pass], context: Context) -> Callable[[State], State]:
@@ -100,7 +100,7 @@ def next_point(search: BitSearch, verdict: Verdict, recipe: Recipe, raised: int 
     sizes = [f.reached - f.limit for f in verdict.missed if f.unit == "bytes" and f.reached is not None]
     if sizes:
         point = search.best_within(search.chosen.stored_bytes - max(sizes) - SPARE_BYTES)
-    elif _misses_accuracy(verdict):
+    elif misses_accuracy(verdict):
         share = min(STEP ** (2**raised), 10 ** (-(deficit_db(verdict) + 0.5) / 10))
         point = search.smallest_within(search.chosen.loss * share) or search.points[-1]
         limit = recipe.floors.max_size_bytes
@@ -113,7 +113,8 @@ def next_point(search: BitSearch, verdict: Verdict, recipe: Recipe, raised: int 
     return None if point is None or point.bits == search.chosen.bits else point
 
 
-def _misses_accuracy(verdict: Verdict) -> bool:
+def misses_accuracy(verdict: Verdict) -> bool:
+    """Return True if a floor on accuracy was measured and missed."""
     found = [f for f in verdict.missed if f.reached is not None]
     return any(f.unit != "bytes" and "latency" not in f.name for f in found)
 
@@ -146,7 +147,7 @@ def widened(state: State, verdict: Verdict, context: Context) -> Widening | None
         context: of the compilation.
     """
     free = [c for c in choosable(state, context.recipe) if c.fixed is None and width_of(c.entry) < FULL]
-    if not free or not _misses_accuracy(verdict):
+    if not free or not misses_accuracy(verdict):
         return None
     before = min(width_of(c.entry) for c in free)
     after = before + max(1, math.ceil(deficit_db(verdict) / DB_A_BIT))

@@ -25,6 +25,7 @@ class TableTarget:
         float_reasons: operator -> why it stays in float.
         lowering: names of the passes that write a plan.
         weight_bits / activation_bits: widths of codes that a recipe may ask for.
+        sparse_patterns: N:M patterns of zeros that its kernels skip, such as "2:4".
         files: what is written beside ``model.onnx``.
     """
 
@@ -37,6 +38,7 @@ class TableTarget:
     lowering: ClassVar[tuple[str, ...]] = QDQ_LOWERING
     weight_bits: ClassVar[frozenset[int]] = frozenset({8})
     activation_bits: ClassVar[frozenset[int]] = frozenset({8})
+    sparse_patterns: ClassVar[frozenset[str]] = frozenset()
     files: ClassVar[tuple[str, ...]] = ()
 
     @property
