@@ -16,6 +16,7 @@ from onnx import helper, numpy_helper
 from qcompiler.lowering import with_aligned_channels
 from qcompiler.model.save import to_proto
 from qcompiler.plan import CompressionPlan, Role
+from qcompiler.recipe import parse_sparsity
 from qcompiler.state import Context, State
 from tests.compiling import PLANNING, context, run_passes, samples, start
 from tests.models import FLOAT, build, conv_net, token_net
@@ -34,6 +35,7 @@ BEFORE: dict[str, tuple[str, ...]] = {
     "scale-weights": ("fold-batch-norm", "place", "observe"),
     "calibrate": ("fold-batch-norm", "place", "observe", "scale-weights"),
     "solve-codes": ("fold-batch-norm", "place", "observe", "scale-weights"),
+    "prune": ("fold-batch-norm", "place", "observe", "scale-weights"),
     "correct-bias": ("fold-batch-norm", *PLANNING),
     "clip-round-search": BEFORE_LOWERING,
     "joint-clip-search": BEFORE_LOWERING,
@@ -130,6 +132,8 @@ def before(name: str) -> tuple[State, Context]:
     data = samples(state.model, free=3)
     target, bits = FOR.get(name, ("x86", "W8A8"))
     where = replace(context(target, data, bits=bits), acceptance=samples(state.model, seed=1, free=3))
+    if name == "prune":
+        where = replace(where, recipe=replace(where.recipe, sparsity=parse_sparsity("0.5")))
     state = run_passes(state, where, *BEFORE[name])
     if name == "align-channels":
         state = replace(state, plan=with_aligned_channels(state.plan, "conv1", 4))
