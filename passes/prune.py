@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
+import onnx_ir as ir
 from threadpoolctl import threadpool_limits
 
+from qcompiler.mixed_precision.divergence import Divergence
 from qcompiler.protocols import PassKind, PassResult
-from qcompiler.pruning.choice import chosen_search
+from qcompiler.pruning.choice import best_way, chosen_search, ways_to_divide
 from qcompiler.pruning.curves import measured_curves
 from qcompiler.pruning.prunable import Prunable, check_methods, prunable
 from qcompiler.pruning.walk import Removed, Walk
@@ -17,6 +19,7 @@ from qcompiler.quant.pruning import Pattern
 from qcompiler.quant.sparsity import SparsitySearch
 from qcompiler.recipe import Sparsity
 from qcompiler.records import Metric, PassReport, Table, TableRow
+from qcompiler.samples import class_outputs
 from qcompiler.state import Context, Fact, State
 
 BY_EFFORT = {0: "magnitude", 1: "surgeon+alternating"}
@@ -63,24 +66,49 @@ class Prune:
         weights, skipped = prunable(state, context, methods, self.limit)
         if not weights:
             return PassResult(state, replace(nothing, skipped=skipped, notes=("no weight can be pruned",)))
-        pattern = Pattern(*asked.pattern) if asked.pattern is not None else None
         with threadpool_limits(context.recipe.threads):  # sums of other threads would round otherwise
+            plans = _Plans(state, context, weights, self.name)
             search = state.sparsity_search
             if search is None:
-                curves = measured_curves(state, weights, context, pattern)
-                search = chosen_search(curves, asked, context, lambda s: self._pruned(state, context, weights, s)[0])
-            found, removed = self._pruned(state, context, weights, search)
+                curves = measured_curves(state, weights, context, pattern_of(asked))
+                way = best_way(ways_to_divide(curves, asked), asked, plans.judge())
+                search = chosen_search(way, asked, context, lambda found: plans(found)[0])
+            found, removed, _ = plans(search)
         report = replace(nothing, changed=bool(removed), skipped=skipped)
         return PassResult(replace(found, sparsity_search=search), _told(report, search, removed, asked))
 
-    def _pruned(
-        self, state: State, context: Context, weights: Sequence[Prunable], search: SparsitySearch
-    ) -> tuple[State, list[Removed]]:
-        asked = context.recipe.sparsity
-        pattern = Pattern(*asked.pattern) if asked is not None and asked.pattern is not None else None
-        removed = Walk(state, context, search.shares, pattern, self.name).run(weights)
-        entries = [e for r in removed for e in (r.entry, *r.biases)]
-        return replace(state, plan=state.plan.with_tensors(*entries)), removed
+
+def pattern_of(asked: Sparsity | None) -> Pattern | None:
+    """Return the pattern that is asked for, None if zeros may be anywhere."""
+    return Pattern(*asked.pattern) if asked is not None and asked.pattern is not None else None
+
+
+class _Plans:
+    """Prunes as a search says; what was pruned before with the same shares is not pruned again."""
+
+    def __init__(self, state: State, context: Context, weights: Sequence[Prunable], by: str) -> None:
+        self._state, self._context, self._weights, self._by = state, context, weights, by
+        self._known: dict[tuple[tuple[str, float], ...], tuple[State, list[Removed], ir.Model]] = {}
+
+    def __call__(self, search: SparsitySearch) -> tuple[State, list[Removed], ir.Model]:
+        """Return the planned state, what was removed, and the float model with the pruned weights."""
+        key = tuple(sorted(search.shares.items()))
+        if key not in self._known:
+            pattern = pattern_of(self._context.recipe.sparsity)
+            walk = Walk(self._state, self._context, search.shares, pattern, self._by)
+            removed, model = walk.run(self._weights)
+            entries = [e for r in removed for e in (r.entry, *r.biases)]
+            state = replace(self._state, plan=self._state.plan.with_tensors(*entries))
+            self._known[key] = state, removed, model
+        return self._known[key]
+
+    def judge(self) -> Callable[[SparsitySearch], float] | None:
+        """Return the loss on acceptance samples; None where there are none or no search is wanted."""
+        held, state, recipe = self._context.acceptance, self._state, self._context.recipe
+        if held is None or recipe.effort == 0:
+            return None
+        loss = Divergence(state.model, held, class_outputs(state.model, None), recipe.threads)
+        return lambda search: loss(self(search)[2])
 
 
 def _told(report: PassReport, search: SparsitySearch, removed: Sequence[Removed], asked: Sparsity) -> PassReport:
@@ -110,4 +138,9 @@ def _told(report: PassReport, search: SparsitySearch, removed: Sequence[Removed]
     columns = ("zeros, %", "output lost, %", "predicted loss")
     tables = (Table("Sparsity by layer", "", columns, rows),) if rows else ()
     options = {**report.options, "sparsity": str(asked)}
-    return replace(report, options=options, metrics=metrics, tables=tables, notes=(f"loss: {search.unit}",))
+    return replace(report, options=options, metrics=metrics, tables=tables, notes=(_divided(search),))
+
+
+def _divided(search: SparsitySearch) -> str:
+    """Return how zeros were divided over the layers, in words."""
+    return "the same share in every layer" if search.uniform else f"divided by the {search.unit}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -20,13 +20,43 @@ PRECISION = 1e-3
 """Of a sparsity that a file size asks for."""
 
 
+TYPICAL = 0.6
+"""Where ways to divide zeros over layers are compared if no share is asked for."""
+
+
+def ways_to_divide(curves: Curves, asked: Sparsity) -> list[SparsitySearch]:
+    """Return the ways in which zeros may be divided over layers: by each measured loss, and evenly."""
+    even = asked.allocation == "uniform" or asked.pattern is not None
+    found = [
+        SparsitySearch(curves=own, shares={}, unit=unit, trials=curves.trials, uniform=even)
+        for unit, own in curves.ways.items()
+    ]
+    return found[:1] if even else [*found, replace(found[0], uniform=True)]
+
+
+def best_way(
+    ways: Sequence[SparsitySearch], asked: Sparsity, loss: Callable[[SparsitySearch], float] | None
+) -> SparsitySearch:
+    """Return the way with the least loss at the share that is asked for, the first without anything to judge by.
+
+    Args:
+        ways: at least one.
+        asked: by the recipe.
+        loss: of a network that is pruned as a search says, on samples that no curve saw.
+    """
+    if loss is None or len(ways) == 1:
+        return ways[0]
+    share = TYPICAL if asked.share is None else asked.share
+    return min(ways, key=lambda way: loss(at_sparsity(way, share)))
+
+
 def chosen_search(
-    curves: Curves, asked: Sparsity, context: Context, pruned: Callable[[SparsitySearch], State]
+    search: SparsitySearch, asked: Sparsity, context: Context, pruned: Callable[[SparsitySearch], State]
 ) -> SparsitySearch:
     """Return the search with the sparsity that is asked for.
 
     Args:
-        curves: of all weights.
+        search: a way to divide zeros over layers.
         asked: by the recipe; not of share 0.
         context: with its limits and what judges by them.
         pruned: returns the state with the weights pruned as a search says.
@@ -34,8 +64,6 @@ def chosen_search(
     Raises:
         UsageError: it cannot be met, or accuracy is to be searched for without data.
     """
-    search = SparsitySearch(curves=curves.curves, shares={}, unit=curves.unit, trials=curves.trials)
-    search = replace(search, uniform=asked.allocation == "uniform" or asked.pattern is not None)
     limit = context.recipe.floors.max_size_bytes
     if asked.share is not None:
         found = at_sparsity(search, asked.share)

@@ -16,6 +16,7 @@ from qcompiler.quant.gram import Float64, damped
 from qcompiler.quant.pruning import Choice, Mask, Pattern, Pruned, by_alternating, by_magnitude, by_surgeon, error_of
 from qcompiler.quant.sparsity import SHARES, Curve
 from qcompiler.runtime.grams import BATCH_BYTES, GramOptions
+from qcompiler.samples import class_outputs
 from qcompiler.state import Context, State
 
 ROWS = 64
@@ -31,14 +32,12 @@ class Curves:
     """The curves of all weights, and how they were found.
 
     Attributes:
-        curves: in graph order.
-        unit: of the loss.
+        ways: unit of the loss -> curves in graph order; they differ in their slopes.
         trials: runs that were measured.
         samples: of each run.
     """
 
-    curves: tuple[Curve, ...]
-    unit: str
+    ways: Mapping[str, tuple[Curve, ...]]
     trials: int = 0
     samples: int = 0
 
@@ -47,7 +46,10 @@ def measured_curves(state: State, weights: Sequence[Prunable], context: Context,
     """Return what zeros cost every weight.
 
     The error of the layer's output is computed at each of ``SHARES``; one run of the float model with that layer
-    alone pruned, at the share nearest to an error of 5 %, tells how much the network's loss rises with it.
+    alone pruned, at the share nearest to an error of 5 %, tells how much the network's loss rises with it. The loss
+    is the squared error of all outputs and, in a second way, the divergence of class probabilities: a network that is
+    sure of its calibration samples keeps its probabilities there while its scores fall apart, but small errors of
+    many scores change few answers.
 
     Args:
         state: a state with scaled weights.
@@ -55,21 +57,21 @@ def measured_curves(state: State, weights: Sequence[Prunable], context: Context,
         context: its calibration samples are run; without any, layers are compared by their own error.
         pattern: where zeros may be.
     """
-    loss, few = None, 0
+    losses, few = [], 0
     if context.calibration is not None:
         samples = few_samples(context.calibration, state.model, len(weights), MOST)
-        # Class scores count by their squared error too: a network that is sure of its calibration samples keeps its
-        # probabilities there while its scores fall apart.
-        loss, few = Divergence(state.model, samples, (), context.recipe.threads), len(samples)
-    done: list[Curve] = []
+        few, classes = len(samples), class_outputs(state.model, None)
+        known = dict.fromkeys([frozenset[str](), classes])
+        losses = [Divergence(state.model, samples, scored, context.recipe.threads) for scored in known]
+    done: list[tuple[Curve, ...]] = []
     for weight, gram in _with_grams(state, weights, context):
         curve, share = _curve(weight, gram, pattern)
-        if loss is not None:
-            curve = replace(curve, slope=_slope(state, weight, gram, share, loss))
-        done.append(curve)
+        slopes = _slopes(state, weight, gram, share, losses)
+        done.append(tuple(replace(curve, slope=slope) for slope in slopes) or (curve,))
         context.progress("measuring layers", len(done), len(weights))
-    unit = loss.unit if loss is not None else "sum over the layers of their outputs' relative error"
-    return Curves(tuple(done), unit, len(done) if loss is not None else 0, few)
+    units = [loss.unit for loss in losses] or ["sum over the layers of their outputs' relative error"]
+    ways = {unit: tuple(own[number] for own in done) for number, unit in enumerate(units)}
+    return Curves(ways, len(done) * len(losses), few)
 
 
 def _with_grams(
@@ -120,17 +122,19 @@ def _curve(weight: Prunable, gram: Float64 | None, pattern: Pattern | None) -> t
     return curve, clear[-1] if clear else SHARES[1]
 
 
-def _slope(state: State, weight: Prunable, gram: Float64 | None, share: float, loss: Divergence) -> float:
-    """Return the measured loss of the network over the error of the layer's output."""
+def _slopes(
+    state: State, weight: Prunable, gram: Float64 | None, share: float, losses: Sequence[Divergence]
+) -> list[float]:
+    """Return the measured losses of the network over the error of the layer's output."""
     rows = weight.weight.rows()
     matrix = None if gram is None else damped(gram)
     pruned = thinned(weight, rows, matrix, choice_of(weight, rows.size, share, None)).weight
     power = lost(rows, np.zeros_like(rows), matrix)
     error = lost(rows, pruned, matrix)
     if power <= 0 or error <= 0:
-        return 0.0
-    array = weight.weight.shaped(pruned)
-    return min(loss(with_weight(state, weight.nodes, weight.name, array)), HOPELESS) * power / error
+        return [0.0 for _ in losses]
+    model = with_weight(state, weight.nodes, weight.name, weight.weight.shaped(pruned))
+    return [min(loss(model), HOPELESS) * power / error for loss in losses]
 
 
 def lost(rows: Float64, pruned: Float64, gram: Float64 | None) -> float:

@@ -76,8 +76,8 @@ class Walk:
     pattern: Pattern | None
     by: str
 
-    def run(self, weights: Sequence[Prunable]) -> list[Removed]:
-        """Return all weights that are to have zeros, pruned, in graph order.
+    def run(self, weights: Sequence[Prunable]) -> tuple[list[Removed], ir.Model]:
+        """Return all weights that are to have zeros, pruned, in graph order, and the float model with them.
 
         Raises:
             DataError: the model does not run on a sample.
@@ -93,7 +93,7 @@ class Walk:
                 _write(changed, weight, removed, self.state)
                 done.append(removed)
                 self.context.progress("pruning", len(done), len(wanted))
-        return done
+        return done, changed
 
     def _samples(self, groups: int) -> Dataset | None:
         samples = self.context.calibration

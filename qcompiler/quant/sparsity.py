@@ -46,7 +46,7 @@ class Curve:
         known = np.log(np.maximum(np.asarray(self.errors[1:]), TINY))
         found = np.exp(np.interp(share, SHARES[1:], known))
         near = np.asarray(share) / SHARES[1]  # below the first point the error falls to 0 with the share
-        return self.slope * found * np.minimum(near, 1.0)
+        return np.asarray(self.slope * found * np.minimum(near, 1.0), np.float64)
 
     def steps(self) -> list[tuple[float, float, float]]:
         """Return the convex hull of the loss as (loss a weight, share before, share behind), both rising."""

@@ -41,7 +41,7 @@ def check_pattern(target: Target, recipe: Recipe) -> None:
     asked = recipe.sparsity
     if asked is None or asked.pattern is None:
         return
-    known = getattr(target, "sparse_patterns", frozenset())
+    known: AbstractSet[str] = getattr(target, "sparse_patterns", frozenset())
     if str(asked) not in known:
         runs = f"it runs {', '.join(sorted(known))}" if known else "its kernels read dense weights"
         raise UsageError(

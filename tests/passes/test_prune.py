@@ -12,6 +12,7 @@ from onnx import helper
 from qcompiler.errors import UsageError
 from qcompiler.model.edit import constant_of
 from qcompiler.plan import CompressionPlan, Role
+from qcompiler.pruning.choice import best_way, ways_to_divide
 from qcompiler.pruning.curves import measured_curves
 from qcompiler.pruning.prunable import prunable
 from qcompiler.quant.grid import dequantize
@@ -309,7 +310,8 @@ def test_a_layer_that_the_network_hardly_needs_is_measured_to_matter_little():
     proto = build(nodes, [("x", FLOAT, [1, 4, 8, 8])], [("y", FLOAT, [1, 8, 6, 6])], constants)
     state, where = ready(proto)
     found, _ = prunable(state, where, ["alternating"], 1e12)
-    curves = {c.name: c for c in measured_curves(state, found, where, None).curves}
+    ways = measured_curves(state, found, where, None).ways
+    curves = {c.name: c for c in ways["squared error of the outputs over their power"]}
     # Relative errors of both layers are alike, but those of the quiet one are 1e4 times less of the output.
     assert curves["loud"].slope == pytest.approx(1.0, rel=0.2)
     assert curves["quiet"].slope == pytest.approx(1e-4, rel=0.3)
@@ -329,3 +331,22 @@ def test_later_layers_follow_the_float_model_on_what_earlier_ones_make():
     moved = dequantize(entry.codes, entry.scale, entry.zero_point, 0) - exact
     kept = entry.codes != 0
     assert np.abs(moved[kept]).mean() > 3 * float(entry.scale.mean())
+
+
+def test_the_way_to_divide_zeros_is_chosen_on_samples_that_no_curve_saw():
+    state, where = ready(mixed_net(), "0.6", count=24)
+    held = replace(where, acceptance=samples(state.model, 8, seed=5))
+    curves = measured_curves(state, prunable(state, where, ["alternating"], 1e12)[0], where, None)
+    ways = ways_to_divide(curves, held.recipe.sparsity)
+    assert [w.uniform for w in ways] == [False] * len(curves.ways) + [True]
+    losses = {}
+
+    def loss(search):
+        losses[search.unit, search.uniform] = len(losses) * -1.0
+        return losses[search.unit, search.uniform]
+
+    assert best_way(ways, held.recipe.sparsity, loss).uniform, "the last has the least loss here"
+    assert best_way(ways, held.recipe.sparsity, None) is ways[0]
+    result = make_pass("prune").run(state, held)
+    assert result.state.sparsity_search.unit in curves.ways
+    assert len(ways_to_divide(curves, parse_sparsity("0.6:uniform"))) == 1
