@@ -15,6 +15,7 @@ PASSES: dict[str, str] = {
     "calibrate": "qcompiler.passes.calibrate:Calibrate",
     "scale-weights": "qcompiler.passes.scale_weights:ScaleWeights",
     "solve-codes": "qcompiler.passes.solve_codes:SolveCodes",
+    "prune": "qcompiler.passes.prune:Prune",
     "correct-bias": "qcompiler.passes.correct_bias:CorrectBias",
     "solve-on-prefix": "qcompiler.passes.solve_on_prefix:SolveOnPrefix",
     "clip-round-search": "qcompiler.passes.clip_round_search:ClipRoundSearch",
@@ -51,6 +52,7 @@ WITH_DATA = (
     "allocate-bits",
     "scale-weights",
     "solve-codes",
+    "prune",
     "calibrate",
     "correct-bias",
 )
@@ -64,6 +66,7 @@ WITHOUT_DATA = (
     "allocate-bits",
     "scale-weights",
     "solve-codes",
+    "prune",
     "calibrate",
     "correct-bias",
 )
@@ -84,7 +87,7 @@ TRAINING = ("solve-on-prefix", "fine-tune")
 SETTLING = frozenset({"correct-bias"})
 """Passes that run again behind each of these: what they decide follows from what a search changed."""
 
-_PLAIN = ("allocate-bits{measured=false}", "scale-weights{rounding=nearest}", "calibrate{method=minmax}")
+_PLAIN = ("allocate-bits{measured=false}", "scale-weights{rounding=nearest}", "prune", "calibrate{method=minmax}")
 
 MINIMAL = {
     True: (*_REWRITES, "place", "observe", *_PLAIN),

@@ -114,7 +114,7 @@ def asked(recipe: Recipe) -> bool:
     """Return True if a recipe leaves the widths of weights to a choice."""
     if recipe.allocation in ("mixed", "auto"):
         return True
-    limits = recipe.floors.max_size_bytes is not None or drops(recipe)
+    limits = (recipe.floors.max_size_bytes is not None or drops(recipe)) and recipe.sparsity is None
     return recipe.allocation == "limits" and limits
 
 

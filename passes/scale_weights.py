@@ -118,6 +118,8 @@ class ScaleWeights:
             scale=scale,
             zero_point=np.zeros(scale.shape, np.int32),
             levels=levels,
+            codes=None,
+            sparsity=None,
             clip=(float(scale.max()) * first, float(scale.max()) * last),
             error_db=weight_error_db(weight, scale, spec, levels) if weight.size <= LARGE else None,
             reason=reason,

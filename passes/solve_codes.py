@@ -226,7 +226,7 @@ class SolveCodes:
         reach = float(scale.max()) * max(abs(int(levels[0])), abs(int(levels[-1])))
         return replace(
             weight.entry,
-            codes=weight.codes(solution.codes),
+            codes=weight.shaped(solution.codes),
             scale=scale,
             zero_point=np.zeros(scale.shape, np.int32),
             levels=levels,

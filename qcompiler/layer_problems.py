@@ -5,8 +5,9 @@ Weights of every operator become rows of output channels, (groups, rows, inputs)
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import onnx_ir as ir
@@ -22,6 +23,7 @@ from qcompiler.runtime.grams import GramLayout, GramOptions, capture_grams, gram
 from qcompiler.state import State
 
 Float64 = NDArray[np.float64]
+Number = TypeVar("Number", bound=np.generic)
 Use = tuple[ir.Node, int]
 """A node, and which of its inputs the weight is."""
 
@@ -60,8 +62,8 @@ class PlannedWeight:
         groups = self.layout.groups if self.layout is not None else 1
         return flat.astype(np.float64).reshape(groups, -1, flat.shape[1])
 
-    def codes(self, rows: NDArray[np.int8]) -> NDArray[np.int8]:
-        """Return codes of shape (groups, rows, inputs) in the shape of the weight."""
+    def shaped(self, rows: NDArray[Number]) -> NDArray[Number]:
+        """Return numbers of shape (groups, rows, inputs), such as codes, in the shape of the weight."""
         if self.axis is None:
             return rows.reshape(self.array.shape)
         moved = np.moveaxis(self.array, self.axis, 0).shape
@@ -73,16 +75,21 @@ class PlannedWeight:
         return flat.reshape(()) if self.axis is None else flat
 
 
-def planned_weights(state: State, narrow: range) -> list[PlannedWeight]:
+def planned_weights(state: State, narrow: range, names: Collection[str] | None = None) -> list[PlannedWeight]:
     """Return the planned weights whose width is in a range, in the order in which the network reads them.
 
     Those with a scale for every block are none of them: they keep their scales, and are rounded to nearest.
+
+    Args:
+        state: a placed state.
+        narrow: widths in bits.
+        names: only these; None for all. Weights are read into memory.
     """
     wanted = {
         name: entry
         for name, entry in state.plan.tensors.items()
         if entry.role is Role.WEIGHT and entry.spec is not None and entry.spec.num_bits in narrow
-        if entry.spec.block_size is None
+        if entry.spec.block_size is None and (names is None or name in names)
     }
     if not wanted:
         return []

@@ -105,6 +105,10 @@ class TensorPlan:
         codes: integer codes in the tensor's shape, only where they are not the nearest rounding.
         levels: sorted int8 of shape (at most 2**num_bits,), the values that codes take, for weights below 8 bits;
             None is the whole range of ``spec``.
+        sparsity: share of the weights (0 to 1) that were pruned: their codes are 0 and stay so; the mask is
+            ``codes != 0``. None for a weight that was not pruned. A pruned weight has symmetric ``codes``, and
+            levels only if 0 is one of them.
+        encoding: how the file stores the codes, such as the name of a sparse format; None is as they are.
         correction: float64 of shape (channels,): what to add to a bias, or the factors of FACTORS.
         clip: the real-valued range the grid covers, (low, high), for reports.
         error_db: SQNR of the quantized tensor against the float one, in dB, where it was computed.
@@ -119,6 +123,8 @@ class TensorPlan:
     zero_point: NDArray[np.int32] | None = None
     codes: NDArray[np.int8] | None = None
     levels: NDArray[np.int8] | None = None
+    sparsity: float | None = None
+    encoding: str | None = None
     correction: NDArray[np.float64] | None = None
     clip: tuple[float, float] | None = None
     error_db: float | None = None
@@ -294,6 +300,10 @@ def _tensor_to_json(tensor: TensorPlan, arrays: dict[str, NDArray[Any]]) -> dict
         entry["clip"] = [float(v) for v in tensor.clip]
     if tensor.error_db is not None:
         entry["error_db"] = round(tensor.error_db, 3)
+    if tensor.sparsity is not None:
+        entry["sparsity"] = float(tensor.sparsity)
+    if tensor.encoding is not None:
+        entry["encoding"] = tensor.encoding
     for name in _ARRAY_FIELDS:
         array = getattr(tensor, name)
         if array is not None:
@@ -312,6 +322,8 @@ def _tensor_from_json(entry: dict[str, Any], arrays: dict[str, NDArray[Any]]) ->
         spec=QuantSpec(**entry["spec"]) if "spec" in entry else None,
         clip=(entry["clip"][0], entry["clip"][1]) if "clip" in entry else None,
         error_db=entry.get("error_db"),
+        sparsity=entry.get("sparsity"),
+        encoding=entry.get("encoding"),
         scale=arrays[entry["scale"]] if "scale" in entry else None,
         zero_point=arrays[entry["zero_point"]] if "zero_point" in entry else None,
         codes=arrays[entry["codes"]] if "codes" in entry else None,

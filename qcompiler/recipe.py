@@ -92,6 +92,36 @@ class ImagePreprocessing:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Sparsity:
+    """How many weights are to become 0.
+
+    Attributes:
+        share: of the weights of all Conv, MatMul and Gemm together, from 0 to below 1; None: as many as the file
+            size asks for or, without one, as many as the floors on accuracy bear.
+        allocation: "measured", each layer by what it costs, or "uniform", the same in every layer.
+        pattern: (N, M) keeps N of every M neighboring input channels; the target must run it.
+    """
+
+    share: float | None
+    allocation: str = "measured"
+    pattern: tuple[int, int] | None = None
+
+    def __post_init__(self) -> None:
+        if self.share is not None and not 0 <= self.share < 1:
+            raise UsageError(f"sparsity is {self.share:g}; it is a share from 0 to below 1: some weights must stay")
+        if self.pattern is not None and not 0 < self.pattern[0] < self.pattern[1]:
+            raise UsageError(f"there is no {self.pattern[0]}:{self.pattern[1]}; of N:M, N is at least 1 and below M")
+        _one_of("sparsity", self.allocation, ("measured", "uniform"))
+
+    def __str__(self) -> str:
+        """Return it as it is written."""
+        if self.pattern is not None:
+            return f"{self.pattern[0]}:{self.pattern[1]}"
+        share = "auto" if self.share is None else f"{self.share:g}"
+        return f"{share}:uniform" if self.allocation == "uniform" else share
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class MatchRule:
     """A rule for the nodes and tensors whose name the pattern finds; the later rule wins.
 
@@ -99,11 +129,13 @@ class MatchRule:
         pattern: a regular expression, searched in node names and in names of their constants.
         num_bits: width of the weights, in bits, 1 to 8; None leaves the recipe's.
         scheme: "auto", "static", "dynamic" or "weight_only".
+        sparsity: share of the weights that become 0 where ``--sparsity`` is given; None leaves it to the search.
         keep_float: leave the node in float.
     """
 
     pattern: str
     num_bits: int | None = None
+    sparsity: float | None = None
     scheme: str = "auto"
     keep_float: bool = False
 
@@ -115,6 +147,8 @@ class MatchRule:
         _one_of(f'[match."{self.pattern}"] scheme', self.scheme, ("auto", "static", "dynamic", "weight_only"))
         if self.num_bits is not None and self.num_bits not in WEIGHT_BITS:
             raise UsageError(f'[match."{self.pattern}"]: bits = {self.num_bits}; weights have 1 to 8 bits')
+        if self.sparsity is not None and not 0 <= self.sparsity < 1:
+            raise UsageError(f'[match."{self.pattern}"]: sparsity = {self.sparsity:g}; it is a share from 0 to below 1')
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -130,6 +164,7 @@ class Recipe:
         allocation: how weights below 8 bits get their widths. "mixed": ``weight_bits`` on average, each layer by
             its sensitivity; "uniform": ``weight_bits`` everywhere; "auto": as few as the floors allow; "limits":
             as "auto" if ``max_drop`` or ``max_size`` is given, else 8 bits.
+        sparsity: how many weights become 0; None prunes nothing.
         effort: 0 is min-max without any search, 1 searches, 2 also places nodes by measured latency and improves
             weights below 8 bits, 3 improves them for as long as it takes; see ``qcompiler.passes.IMPROVING``.
         max_time_s: when searches end with the best that was verified, in seconds; None: when they are done.
@@ -150,6 +185,7 @@ class Recipe:
     weight_bits: int = 8
     activation_bits: int = 8
     allocation: str = "limits"
+    sparsity: Sparsity | None = None
     effort: int = 1
     max_time_s: float | None = None
     max_memory_bytes: int | None = None
@@ -248,6 +284,29 @@ def bits_fields(text: str) -> dict[str, Any]:
     mixed = weights < max(WEIGHT_BITS) and how.lower() != "uniform"
     allocation = "mixed" if mixed else "uniform"
     return {"weight_bits": weights, "activation_bits": activations, "allocation": allocation}
+
+
+def parse_sparsity(text: str) -> Sparsity:
+    """Return the sparsity of ``0.7``, ``70%``, ``0.7:uniform``, ``auto``, ``auto:uniform`` or ``2:4``.
+
+    Raises:
+        UsageError: the text does not follow that form, or is no share below 1.
+    """
+    form = f"{text!r} is no sparsity; write a share such as 0.7 or 70%, 0.7:uniform, auto, or a pattern such as 2:4"
+    wanted, colon, how = text.strip().lower().partition(":")
+    if colon and wanted.isdecimal() and how.isdecimal():
+        pattern = int(wanted), int(how)
+        return Sparsity(share=1 - pattern[0] / max(pattern[1], 1), allocation="uniform", pattern=pattern)
+    if colon and how != "uniform":
+        raise UsageError(form)
+    allocation = "uniform" if colon else "measured"
+    if wanted == "auto":
+        return Sparsity(share=None, allocation=allocation)
+    try:
+        value = float(wanted.removesuffix("%")) / (100 if wanted.endswith("%") else 1)
+    except ValueError as error:
+        raise UsageError(form) from error
+    return Sparsity(share=value, allocation=allocation)
 
 
 @dataclass(frozen=True, slots=True)

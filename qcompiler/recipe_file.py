@@ -10,7 +10,16 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from qcompiler.errors import UsageError
-from qcompiler.recipe import CALLABLE, Floors, ImagePreprocessing, MatchRule, Recipe, bits_fields, parse_passes
+from qcompiler.recipe import (
+    CALLABLE,
+    Floors,
+    ImagePreprocessing,
+    MatchRule,
+    Recipe,
+    bits_fields,
+    parse_passes,
+    parse_sparsity,
+)
 
 _SIZE_UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
@@ -190,6 +199,7 @@ _KEYS: dict[str, tuple[str, _Reader]] = {
     "labels": ("labels", _text),
     "metric": ("metric", _text),
     "bits": ("bits", _text),
+    "sparsity": ("sparsity", lambda value: parse_sparsity(str(value))),
     "effort": ("effort", _integer),
     "max_time": ("max_time_s", parse_duration),
     "fine_tune": ("fine_tune_minutes", _number),
@@ -225,6 +235,7 @@ _IMAGE_KEYS: dict[str, tuple[str, _Reader]] = {
 }
 _MATCH_KEYS: dict[str, tuple[str, _Reader]] = {
     "bits": ("num_bits", _integer),
+    "sparsity": ("sparsity", parse_share),
     "scheme": ("scheme", _text),
     "keep_float": ("keep_float", _flag),
 }

@@ -15,6 +15,7 @@ from qcompiler.budget import NO_CHECKPOINT, Budget, Checkpoint
 from qcompiler.plan import CompressionPlan
 from qcompiler.quant.frontier import BitSearch
 from qcompiler.quant.histogram import TensorStatistics
+from qcompiler.quant.sparsity import SparsitySearch
 from qcompiler.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -53,6 +54,7 @@ class State:
 
     Attributes:
         bit_search: what is known of the choice of widths; None where none was made.
+        sparsity_search: what is known of the choice of sparsities; None where none was made.
     """
 
     model: ir.Model
@@ -61,6 +63,7 @@ class State:
     moments: Mapping[str, ChannelMoments] = field(default_factory=dict)
     facts: frozenset[Fact] = frozenset()
     bit_search: BitSearch | None = None
+    sparsity_search: SparsitySearch | None = None
 
 
 Progress = Callable[[str, int, int], None]

@@ -45,3 +45,4 @@ class Tensorrt(TableTarget):
     table: ClassVar[tuple[OpRule, ...]] = RULES
     float_reasons: ClassVar[Mapping[str, str]] = FLOAT_REASONS
     lowering: ClassVar[tuple[str, ...]] = ()
+    sparse_patterns: ClassVar[frozenset[str]] = frozenset({"2:4"})

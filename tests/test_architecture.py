@@ -29,7 +29,7 @@ TIERS: tuple[frozenset[str], ...] = tuple(
         "activation_grids blockwise gate",
         "artifacts graphsurgeon layer_problems layers lowering report samples",
         "attention_problems executor mixed_precision",
-        "search training",
+        "pruning search training",
         "decoding passes targets",
         "pipeline registry",
         "inspection repair shared_plan task_scales trials",

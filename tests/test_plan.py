@@ -35,6 +35,8 @@ def example() -> CompressionPlan:
                 codes=np.array([[1, -2], [3, 127]], np.int8),
                 clip=(-1.0, 1.0),
                 error_db=41.23456,
+                sparsity=0.25,
+                encoding="bitmask",
                 decided_by=("place", "scale-weights"),
                 reason="largest magnitude",
             ),

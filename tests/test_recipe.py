@@ -3,7 +3,7 @@
 import pytest
 
 from qcompiler.errors import UsageError
-from qcompiler.recipe import Floors, MatchRule, PassRequest, Recipe, bits_fields, parse_passes
+from qcompiler.recipe import Floors, MatchRule, PassRequest, Recipe, bits_fields, parse_passes, parse_sparsity
 from qcompiler.recipe_file import load_recipe, parse_share, parse_size
 
 FILE = """
@@ -233,3 +233,46 @@ def test_the_last_rule_that_finds_a_name_counts():
     assert recipe.rule_of(["conv1", "w"]).num_bits == 5
     assert recipe.rule_of(["other", "conv2.w"]).num_bits == 4
     assert recipe.rule_of(["other"]) is None
+
+
+@pytest.mark.parametrize(
+    ("text", "share", "allocation", "pattern"),
+    [
+        ("0.7", 0.7, "measured", None),
+        ("70%", 0.7, "measured", None),
+        ("0", 0.0, "measured", None),
+        ("0.5:uniform", 0.5, "uniform", None),
+        ("auto", None, "measured", None),
+        ("AUTO:uniform", None, "uniform", None),
+        ("2:4", 0.5, "uniform", (2, 4)),
+        ("1:4", 0.75, "uniform", (1, 4)),
+    ],
+)
+def test_sparsities_are_read(text, share, allocation, pattern):
+    found = parse_sparsity(text)
+    assert (found.share, found.allocation, found.pattern) == (share, allocation, pattern)
+    assert parse_sparsity(str(found)) == found
+
+
+@pytest.mark.parametrize(
+    "text", ["1", "100%", "1.5", "-0.1", "nan", "some", "", "0.5:mixed", "4:2", "0:4", "2:0", "70"]
+)
+def test_impossible_sparsities_are_refused(text):
+    with pytest.raises(UsageError):
+        parse_sparsity(text)
+
+
+def test_rules_hold_a_sparsity_from_0_to_below_1():
+    assert MatchRule(pattern="a", sparsity=0.0).sparsity == 0.0
+    with pytest.raises(UsageError, match="from 0 to below 1"):
+        MatchRule(pattern="a", sparsity=1.0)
+
+
+def test_a_file_and_the_command_line_say_the_sparsity(tmp_path):
+    path = tmp_path / "qcompile.toml"
+    path.write_text('sparsity = 0.6\n[match."head"]\nsparsity = 0.2\n', encoding="utf-8")
+    recipe = load_recipe(path, {})
+    assert str(recipe.sparsity) == "0.6"
+    assert recipe.rules[0].sparsity == 0.2
+    assert str(load_recipe(path, {"sparsity": "auto"}).sparsity) == "auto"
+    assert load_recipe(None, {}).sparsity is None

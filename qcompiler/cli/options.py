@@ -71,6 +71,13 @@ _OPTIONS = (
         "fewer only where --max-size or --max-drop asks; W8A8 rules that out.",
     ),
     _how(
+        "--sparsity",
+        metavar="S|auto|N:M",
+        help="Share of the weights that become 0, such as 0.7: each layer by how much it hurts. 0.7:uniform: the same "
+        "in every layer. auto: as many as --max-size needs, else as the floors on accuracy bear. 2:4: that pattern, "
+        "where the target runs it. See docs/sparsity.md.",
+    ),
+    _how(
         "-O",
         "effort",
         type=int,

@@ -15,11 +15,9 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from qcompiler.data import Dataset, Subset
-from qcompiler.lowering import correct_bias, mean_shift
+from qcompiler.mixed_precision.changed import with_weight
 from qcompiler.mixed_precision.divergence import HOPELESS, Divergence
 from qcompiler.mixed_precision.widths import PACKING_BYTES, Choosable, row_importance, weight_rows
-from qcompiler.model.edit import add_initializer, clone, fresh_name, value_names
-from qcompiler.plan import CompressionPlan, Role, TensorPlan
 from qcompiler.quant.allocation import Item
 from qcompiler.quant.width_error import rank_correlation, round_rows, width_errors
 from qcompiler.samples import class_outputs, model_macs
@@ -74,7 +72,7 @@ def sensitivities(
     if context.calibration is None or not layers:
         unit = "sum over the layers of their outputs' relative error (nothing was measured)"
         return Sensitivities(items=_items(layers, widths, errors, np.ones(len(layers))), unit=unit)
-    few = _few(context.calibration, state.model, len(layers))
+    few = few_samples(context.calibration, state.model, len(layers))
     classes = class_outputs(state.model, None)
     probe = _Probe(state, Divergence(state.model, few, classes, context.recipe.threads))
     slopes = np.zeros(len(layers))
@@ -115,10 +113,10 @@ def _items(
     )
 
 
-def _few(samples: Dataset, model: ir.Model, runs: int) -> Dataset:
+def few_samples(samples: Dataset, model: ir.Model, runs: int, most: int = MOST) -> Dataset:
     """Return the samples of one measured run: as many as the work allows, spread over the calibration samples."""
     count = int(WORK_MACS / max(model_macs(model) * (runs + CHECKS), 1))
-    count = min(max(FEWEST, min(MOST, count)), len(samples))
+    count = min(max(FEWEST, min(most, count)), len(samples))
     return Subset(samples, tuple(int(i) for i in np.linspace(0, len(samples) - 1, count).round()))
 
 
@@ -138,32 +136,12 @@ class _Probe:
         weight, axis = layer.uses[0].inputs[1], layer.entry.spec.axis if layer.entry.spec is not None else None
         if weight is None or weight.const_value is None:
             return self.state.model
-        shape, dtype = weight.const_value.shape.numpy(), weight.const_value.dtype.numpy()
+        shape = weight.const_value.shape.numpy()
         if axis is None:
-            array = rows.reshape(shape)
-        else:
-            moved = (shape[axis], *shape[:axis], *shape[axis + 1 :])
-            array = np.ascontiguousarray(np.moveaxis(rows.reshape(moved), 0, axis))
-        model = clone(self.state.model)
-        taken = value_names(model)
-        users = {node.name for node in layer.uses}
-        stored = add_initializer(model.graph, fresh_name(taken, f"{layer.name}_rounded"), array.astype(dtype))
-        plan = self._corrections(layer, array)
-        for node in list(model.graph):
-            if node.name in users and node.inputs[1] is not None and node.inputs[1].name == layer.name:
-                node.replace_input_with(1, stored)
-                correct_bias(model.graph, node, plan, taken)
-        return model
-
-    def _corrections(self, layer: Choosable, rounded: NDArray[np.float32]) -> CompressionPlan:
-        """Return a plan that takes back the mean error of every layer that reads a rounded weight."""
-        shifts = {n.name: mean_shift(self.state, n, rounded) for n in layer.uses if n.op_type in ("Conv", "Gemm")}
-        entries = (
-            TensorPlan(name=f"{name}:bias", role=Role.BIAS, correction=-shift)
-            for name, shift in shifts.items()
-            if shift is not None
-        )
-        return CompressionPlan().with_tensors(*entries)
+            return with_weight(self.state, layer.uses, layer.name, rows.reshape(shape))
+        moved = (shape[axis], *shape[:axis], *shape[axis + 1 :])
+        array = np.ascontiguousarray(np.moveaxis(rows.reshape(moved), 0, axis))
+        return with_weight(self.state, layer.uses, layer.name, array)
 
 
 def _slope(probe: _Probe, layer: Choosable, widths: tuple[int, ...], errors: NDArray[np.float64]) -> float:

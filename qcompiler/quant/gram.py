@@ -16,6 +16,10 @@ DAMPING = 0.01
 
 SINGULAR = 1e-12
 """A pivot below this share of the largest diagonal element is what rounding left of a 0."""
+
+FOLLOWED = 0.5
+"""How far a layer's target moves towards what makes up for all errors before it, as few samples show them."""
+
 MAX_DAMPINGS = 10
 """How often the damping is repeated while a factorization fails."""
 
@@ -72,6 +76,71 @@ class GramAccumulator:
         if self._count == 0:
             raise QCompileError("a Gram matrix over no columns at all")
         return Gram(symmetric(self._second / self._count), self._sum / self._count, self._count)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PairedGram:
+    """Moments of a layer's input columns in two models: one that is changed, and the one it is to follow.
+
+    Attributes:
+        changed: of the inputs in the changed model, x'.
+        cross: float64, shape (groups, inputs, inputs): the mean of x x'^T, x in the model to follow.
+        mean: float64, shape (groups, inputs): the mean of x.
+    """
+
+    changed: Gram
+    cross: Float64
+    mean: Float64
+
+    def target(self, weight: Float64, gram: Float64, added: Float64, *, centered: bool) -> Float64:
+        """Return weights between W and those that follow it best on the changed inputs.
+
+        The latter, V, have the least mean of |V x' - W x|^2, and any other weights U have the error of V plus
+        tr((U - V) H (U - V)^T): what is solved for H and V is solved for the model to follow. On few samples V
+        follows them too closely, so the way from W to V is gone by ``FOLLOWED`` only.
+
+        Args:
+            weight: W, float64 of shape (groups, rows, inputs).
+            gram: H, the damped moment of x'.
+            added: float64, shape (groups, inputs): what the damping added to the diagonal of H; it draws V to W.
+            centered: a bias takes back the mean error.
+
+        Source: Li et al., "GPTAQ" (2025), the asymmetric calibration of its equation 3. Differs: solved in closed
+        form before anything is pruned or rounded.
+        """
+        cross = self.cross
+        if centered:
+            cross = cross - self.mean[:, :, None] * self.changed.mean[:, None, :]
+        wanted = weight @ cross + weight * added[:, None, :]
+        best = np.swapaxes(np.linalg.solve(gram, np.swapaxes(wanted, 1, 2)), 1, 2)
+        return np.asarray(weight + FOLLOWED * (best - weight))
+
+
+class PairedAccumulator:
+    """Sums moments over pairs of columns, in float64 and in the order in which they come; see ``PairedGram``."""
+
+    def __init__(self, groups: int, inputs: int) -> None:
+        self._changed = GramAccumulator(groups, inputs)
+        self._cross = np.zeros((groups, inputs, inputs))
+        self._sum = np.zeros((groups, inputs))
+        self._count = 0
+
+    def add(self, followed: NDArray[np.floating], changed: NDArray[np.floating]) -> None:
+        """Add columns of both models at the same positions, each of shape (groups, positions, inputs)."""
+        self._changed.add(changed)
+        exact = followed.astype(np.float64)
+        self._cross += exact.transpose(0, 2, 1) @ changed.astype(np.float64)
+        self._sum += exact.sum(1)
+        self._count += followed.shape[1]
+
+    def result(self) -> PairedGram:
+        """Return the moments over everything added.
+
+        Raises:
+            QCompileError: nothing was added.
+        """
+        moments = self._changed.result()
+        return PairedGram(moments, self._cross / self._count, self._sum / self._count)
 
 
 def symmetric(gram: Float64) -> Float64:

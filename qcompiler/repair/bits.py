@@ -38,8 +38,8 @@ LITTLE_DB = 0.1
 """A layer that gains less from 8-bit weights does not suffer from their rounding."""
 CLEAR_DB = 1.0
 """Where 8-bit weights everywhere gain less than this, more bits are no cure."""
-AFTER_WIDTHS = frozenset({"scale-weights", "solve-codes", "correct-bias"})
-"""Passes that run again when a repair changes the widths of weights."""
+AFTER_WIDTHS = frozenset({"scale-weights", "solve-codes", "prune", "correct-bias"})
+"""Passes that run again when a repair changes the widths of weights or how many of them are 0."""
 
 
 def rescaling(passes: Sequence[Pass], context: Context) -> Callable[[State], State]:

@@ -24,6 +24,7 @@ from qcompiler.repair.bits import (
     ranked_damage,
     with_actions,
 )
+from qcompiler.repair.sparsity import less_sparse
 from qcompiler.runtime.optimized import COMPUTE_OPS
 from qcompiler.state import Context, State
 
@@ -42,6 +43,9 @@ FEWER_BITS = "fewer bits"
 NO_ROOM = "kept: --max-size leaves no room for more bits"
 NO_WIDER = "kept: there are no wider weights to try"
 NO_GAIN = "kept: 8-bit weights everywhere gain little"
+FEWER_ZEROS = "fewer zeros"
+MAX_DENSER = 4
+"""Tries with fewer weights pruned; the last leaves nearly none."""
 
 
 @dataclass
@@ -72,6 +76,9 @@ class Repair:
             verdict: what the gate found wrong.
             times: where the time goes, per node.
         """
+        denser = self._fewer_zeros(verdict)
+        if denser is not None:
+            return denser
         wider = self._other_widths(verdict)
         if wider is not None:
             return wider
@@ -93,6 +100,19 @@ class Repair:
             self.damages = [replace(d, action="float") if d.name in chosen else d for d in self.damages]
         self.steps.append(RepairStep(action=action, layers=tuple(chosen), outcome=outcome))
         self.reverted |= frozenset(chosen)
+        return reverted(self.planned, self.context, self.reverted, NAME)
+
+    def _fewer_zeros(self, verdict: Verdict) -> State | None:
+        """Return the state with fewer weights pruned, None where that is no cure: zeros do the most damage."""
+        tries = self._tries(FEWER_ZEROS)
+        if self.replan is None or verdict.failure or tries >= MAX_DENSER:
+            return None
+        found = less_sparse(self.planned, verdict, self.context, tries)
+        if found is None:
+            return None
+        self.planned = self.replan(found.state)
+        action = f"{FEWER_ZEROS} ({100 * found.before:.1f} -> {100 * found.after:.1f} % of the weights)"
+        self.steps.append(RepairStep(action=action, layers=found.changed, outcome="; ".join(_reasons(verdict))))
         return reverted(self.planned, self.context, self.reverted, NAME)
 
     def _other_widths(self, verdict: Verdict) -> State | None:

@@ -10,7 +10,7 @@ import onnx_ir as ir
 from qcompiler.errors import ModelError, RuntimeUnavailable, UsageError
 from qcompiler.protocols import Target
 from qcompiler.recipe import Recipe
-from qcompiler.runtime.widths import check_bits
+from qcompiler.runtime.widths import check_bits, check_pattern
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +75,7 @@ def check_target(target: Target, recipe: Recipe) -> None:
     """
     runtime_of(target)
     check_bits(target, recipe)
+    check_pattern(target, recipe)
     if recipe.fine_tune_minutes and importlib.util.find_spec("torch") is None:
         raise RuntimeUnavailable('--fine-tune needs PyTorch: pip install "qcompiler[torch]"')
 

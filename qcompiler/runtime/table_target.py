@@ -26,6 +26,7 @@ class TableTarget:
         lowering: names of the passes that write a plan.
         weight_bits / activation_bits: widths of codes that a recipe may ask for.
         matmuls: what forms of products cost where it was measured; nothing leaves them to ``place``.
+        sparse_patterns: N:M patterns of zeros that its kernels skip, such as "2:4".
         files: what is written beside ``model.onnx``.
     """
 
@@ -39,6 +40,7 @@ class TableTarget:
     weight_bits: ClassVar[frozenset[int]] = frozenset({8})
     activation_bits: ClassVar[frozenset[int]] = frozenset({8})
     matmuls: ClassVar[tuple[MatMulCost, ...]] = ()
+    sparse_patterns: ClassVar[frozenset[str]] = frozenset()
     files: ClassVar[tuple[str, ...]] = ()
 
     @property

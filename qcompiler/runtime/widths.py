@@ -32,6 +32,24 @@ def check_bits(target: Target, recipe: Recipe) -> None:
             raise UsageError(f'[match."{rule.pattern}"]: {why}')
 
 
+def check_pattern(target: Target, recipe: Recipe) -> None:
+    """Check that a target runs the pattern of zeros that a recipe asks for.
+
+    Raises:
+        UsageError: it does not.
+    """
+    asked = recipe.sparsity
+    if asked is None or asked.pattern is None:
+        return
+    known: AbstractSet[str] = getattr(target, "sparse_patterns", frozenset())
+    if str(asked) not in known:
+        runs = f"it runs {', '.join(sorted(known))}" if known else "its kernels read dense weights"
+        raise UsageError(
+            f"target '{target.full_name}' runs no {asked} sparsity: {runs}. Use --sparsity {asked.share:g}, which "
+            "saves bytes of the file, or another target"
+        )
+
+
 def looks_up_levels(target: Target) -> bool:
     """Return whether weights of few bits may take any int8 values on a target, because it looks their levels up.
 

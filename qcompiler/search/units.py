@@ -55,7 +55,8 @@ def is_named(name: str, context: Context) -> bool:
 def searched_units(state: State, executor: TorchExecutor) -> tuple[Unit, ...]:
     """Return the stops of a search, in the order in which the network computes them.
 
-    Weights of 8 bits are left alone where others have fewer; so is what no step of the executor reads.
+    Weights of 8 bits are left alone where others have fewer; so are pruned ones, whose zeros are to stay, and what no
+    step of the executor reads.
     """
     bits = range(1, BYTE if few_bits(state) else BYTE + 1)
     weights = [u for w in planned_weights(state, bits) if (u := _weight_unit(w, state, executor)) is not None]
@@ -81,7 +82,12 @@ def _is_narrow(name: str, state: State) -> bool:
 def _weight_unit(weight: PlannedWeight, state: State, executor: TorchExecutor) -> Unit | None:
     name = weight.entry.name
     readers = executor.readers(name)
-    if not readers or weight.entry.scale is None or name not in executor.parameters:
+    if (
+        not readers
+        or weight.entry.scale is None
+        or weight.entry.sparsity is not None
+        or name not in executor.parameters
+    ):
         return None
     node = weight.uses[0][0]
     alone = len(weight.uses) == 1 and takes_mean_back(node, state.plan) and not scales_operands(node)

@@ -15,7 +15,16 @@ from qcompiler.executor.executor import TorchExecutor
 from qcompiler.model.weights import has_row_bias
 from qcompiler.plan import CompressionPlan, Precision, Role, TensorPlan
 from qcompiler.state import State
-from qcompiler.training.weights import Parametrization, StraightThrough, planned_weight, start_of
+from qcompiler.training.sparse import Sparse
+from qcompiler.training.weights import (
+    FixedCodes,
+    Parametrization,
+    Start,
+    StraightThrough,
+    TrainedWeight,
+    planned_weight,
+    start_of,
+)
 
 STORED = (Precision.INTEGER, Precision.DYNAMIC, Precision.WEIGHT_ONLY)
 
@@ -81,7 +90,7 @@ class LevelCompressor:
         read = {v.name for n in inside for v in n.inputs if v is not None} - outside
         entries = [t for t in state.plan.tensors.values() if t.role is Role.WEIGHT and t.name in read]
         self._weights = {
-            t.name: parametrization(start_of(t, executor.parameters[t.name]))
+            t.name: _trained(start_of(t, executor.parameters[t.name]), parametrization)
             for t in entries
             if t.scale is not None and t.name in executor.parameters
         }
@@ -143,6 +152,12 @@ class LevelCompressor:
             correction = (shift * unit).detach().cpu().numpy().astype(np.float64)
             entries.append(replace(before, correction=correction, reason="trained"))
         return plan.with_tensors(*entries)
+
+
+def _trained(start: Start, parametrization: Parametrization) -> TrainedWeight:
+    """Return a weight to train; one that was pruned keeps its zeros, whatever moves the codes of others."""
+    dense = start.entry.sparsity is None or parametrization is FixedCodes
+    return parametrization(start) if dense else Sparse(start)
 
 
 def _precision(state: State, node: str) -> Precision:

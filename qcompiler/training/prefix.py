@@ -192,7 +192,7 @@ class PrefixWalk:
         reach = float(np.abs(best.solution.codes).max(initial=0)) * float(scale.max())
         return replace(
             weight.entry,
-            codes=weight.codes(best.solution.codes),
+            codes=weight.shaped(best.solution.codes),
             scale=scale,
             clip=(-reach, reach),
             reason=f"{weight.entry.reason}; solved again behind compressed layers ({best.name})",
@@ -210,7 +210,9 @@ class PrefixWalk:
 
 
 def _alone(weight: PlannedWeight) -> bool:
-    return weight.layout is not None and len(weight.uses) == 1 and weight.entry.scale is not None
+    """Return True for a weight that can be solved by itself; the zeros of a pruned one are to stay."""
+    planned = weight.entry.scale is not None and weight.entry.sparsity is None
+    return weight.layout is not None and len(weight.uses) == 1 and planned
 
 
 def _rows(value: Tensor, rows: Tensor, axis: Axis) -> Tensor:

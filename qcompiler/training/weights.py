@@ -346,7 +346,9 @@ def planned_weight(weight: TrainedWeight) -> TensorPlan:
     shaped = scale.reshape(() if entry.scale is None else entry.scale.shape)
     codes = weight.codes().detach().cpu().numpy().astype(np.int8)
     top = float(np.abs(weight.start.levels.cpu().numpy()).max()) * float(shaped.max())
-    return replace(entry, scale=shaped, codes=codes, clip=(-top, top), reason=f"{entry.reason}; trained")
+    sparsity = None if entry.sparsity is None else float((codes == 0).mean())
+    reason = f"{entry.reason}; trained"
+    return replace(entry, scale=shaped, codes=codes, sparsity=sparsity, clip=(-top, top), reason=reason)
 
 
 def _within_cell(wanted: Tensor, codes: Tensor, levels: Tensor) -> Tensor:

@@ -18,6 +18,7 @@ from qcompiler.lowering import with_aligned_channels
 from qcompiler.model.save import to_proto
 from qcompiler.plan import CompressionPlan, Precision, Role
 from qcompiler.protocols import MatMulForm
+from qcompiler.recipe import parse_sparsity
 from qcompiler.state import Context, State
 from tests.compiling import PLANNING, context, run_passes, samples, start
 from tests.models import FLOAT, build, conv_net, token_net
@@ -38,6 +39,7 @@ BEFORE: dict[str, tuple[str, ...]] = {
     "scale-weights": ("fold-batch-norm", "place", "observe"),
     "calibrate": ("fold-batch-norm", "place", "observe", "scale-weights"),
     "solve-codes": ("fold-batch-norm", "place", "observe", "scale-weights"),
+    "prune": ("fold-batch-norm", "place", "observe", "scale-weights"),
     "correct-bias": ("fold-batch-norm", *PLANNING),
     "solve-on-prefix": BEFORE_LOWERING,
     "clip-round-search": BEFORE_LOWERING,
@@ -158,6 +160,8 @@ def before(name: str) -> tuple[State, Context]:
     where = replace(context(target, data, bits=bits), acceptance=samples(state.model, seed=1, free=3))
     if name == "matmul-nbits":
         state = replace(state, plan=with_form(state.plan, "head", MatMulForm(Precision.BLOCKWISE, 8, 32, 4)))
+    if name == "prune":
+        where = replace(where, recipe=replace(where.recipe, sparsity=parse_sparsity("0.5")))
     state = run_passes(state, where, *BEFORE[name])
     if name == "align-channels":
         state = replace(state, plan=with_aligned_channels(state.plan, "conv1", 4))

@@ -202,7 +202,7 @@ def test_rows_and_codes_are_inverse():
         for weight in planned_weights(state, range(1, 8)):
             numbers = np.arange(weight.array.size).reshape(weight.array.shape) % 120
             numbered = replace(weight, array=numbers.astype(np.float32))
-            np.testing.assert_array_equal(numbered.codes(numbered.rows().astype(np.int8)), numbers)
+            np.testing.assert_array_equal(numbered.shaped(numbered.rows().astype(np.int8)), numbers)
 
 
 def test_layers_with_a_bias_that_follows_the_mean_are_centered():

@@ -117,3 +117,32 @@ def test_with_fixed_codes_only_scales_and_biases_are_trained(case):
         for t in found.tensors.values()
         if t.role is Role.WEIGHT
     )
+
+
+def test_pruned_weights_move_and_their_zeros_stay():
+    state, _ = low_bit_state(conv_net(channels=16), 4)
+    executor = TorchExecutor(state.model)
+    name, entry = next((k, t) for k, t in state.plan.tensors.items() if k == "pw.w")
+    codes = np.random.default_rng(0).integers(-127, 128, executor.parameters[name].shape).astype(np.int8)
+    codes *= np.random.default_rng(1).random(codes.shape) < 0.5
+    spec = type(entry.spec)(num_bits=8, signed=True, symmetric=True, axis=0)
+    share = float((codes == 0).mean())
+    sparse = type(entry)(**{**_fields(entry), "codes": codes, "spec": spec, "levels": None, "sparsity": share})
+    state = _with_plan(state, state.plan.with_tensors(sparse))
+    compressor = LevelCompressor(state, executor)
+    base = binding_of(state, executor)
+    assert np.array_equal(compressor.planned(state.plan).tensors[name].codes, codes), "the plan is the start"
+    for _ in range(5):
+        for leaf in compressor.leaves():
+            leaf.grad = None
+        compressor.compressed(base).parameters[name].sum().backward()
+        with torch.no_grad():
+            for leaf in compressor.leaves():
+                leaf += 0.1 if leaf.grad is None else 0.1 * leaf.grad.sign()
+        for binding in (compressor.compressed(base), compressor.loose(base)):
+            assert not binding.parameters[name].detach().numpy()[codes == 0].any()
+    compressor.project()
+    found = compressor.planned(state.plan).tensors[name]
+    assert not found.codes[codes == 0].any()
+    assert (found.codes != codes)[codes != 0].mean() > 0.5, "5 steps of a tenth of a unit are several levels"
+    assert found.sparsity == float((found.codes == 0).mean()) >= share

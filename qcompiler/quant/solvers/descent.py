@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from qcompiler.quant.gram import Float64
 from qcompiler.quant.solvers.coupled import better_groups, coupled_errors
@@ -48,7 +49,14 @@ class Descent:
         return Gptq().cost(problem) + float(self.sweeps * groups * rows * inputs**2)
 
 
-def polish(problem: LayerProblem, solution: Solution, *, sweeps: int = SWEEPS, block: int = 64) -> Solution:
+def polish(
+    problem: LayerProblem,
+    solution: Solution,
+    *,
+    sweeps: int = SWEEPS,
+    block: int = 64,
+    kept: NDArray[np.bool_] | None = None,
+) -> Solution:
     """Return a solution at which hardly any single code can move for the better; no row gets worse.
 
     Args:
@@ -56,8 +64,9 @@ def polish(problem: LayerProblem, solution: Solution, *, sweeps: int = SWEEPS, b
         solution: where to start.
         sweeps: over all columns at most, each followed by a refit of the scales.
         block: columns whose moves are passed on to the others at once; only a matter of speed.
+        kept: shape (groups, rows, inputs); where False, codes stay as they are. None lets all move.
     """
-    search = _Search(problem, solution, block)
+    search = _Search(problem, solution, block, kept)
     search.refit()
     for _ in range(sweeps):
         before = search.error()
@@ -116,8 +125,11 @@ class _Search:
     q_j - (s P - T)_j / (s H_jj); the level nearest to it is the best one.
     """
 
-    def __init__(self, problem: LayerProblem, solution: Solution, block: int) -> None:
+    def __init__(
+        self, problem: LayerProblem, solution: Solution, block: int, kept: NDArray[np.bool_] | None = None
+    ) -> None:
         self._problem, self._block = problem, block
+        self._kept = None if kept is None else np.ascontiguousarray(kept.transpose(0, 2, 1))
         self._weight = np.ascontiguousarray(problem.weight.transpose(0, 2, 1))
         self._codes = np.ascontiguousarray(solution.codes.transpose(0, 2, 1)).astype(np.float64)
         self._scale = solution.scale.copy()
@@ -166,6 +178,8 @@ class _Search:
             move = round_to_levels(code - slope / step, levels) - code
             gain = -move * (2.0 * slope + move * step)
             move[(gain <= NOISE * step) | (curvature <= 0)] = 0.0
+            if self._kept is not None:
+                move *= self._kept[:, column]
             if move.any():
                 self._codes[:, column] += move
                 moves[:, here] = move
