@@ -190,6 +190,7 @@ _KEYS: dict[str, tuple[str, _Reader]] = {
     "labels": ("labels", _text),
     "metric": ("metric", _text),
     "bits": ("bits", _text),
+    "sparse_format": ("sparse_format", _text),
     "effort": ("effort", _integer),
     "max_time": ("max_time_s", parse_duration),
     "fine_tune": ("fine_tune_minutes", _number),

@@ -32,7 +32,10 @@ FLOAT_OPS = frozenset(
     {"Conv", "FusedConv", "ConvTranspose", "Gemm", "FusedGemm", "MatMul", "FusedMatMul", "LSTM", "GRU", "RNN"}
 )
 COMPUTE_OPS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul", "LSTM", "GRU", "RNN"})
-UNPACKING = frozenset({"Cast", "Concat", "Div", "Gather", "MatMul", "Mod", "Range", "Reshape", "Slice"})
+UNPACKING = frozenset(
+    "Add Cast Concat ConstantOfShape CumSum Div Gather MatMul MatMulInteger Mod Mul Range Reshape ScatterElements "
+    "Slice Sub Transpose Xor".split()
+)
 """Operators that unpack stored weights, where all their inputs are constant."""
 _SUFFIXES = re.compile(
     r"(_integer|_token_\d+|_nchwc|_fused|_quant|/MatMulAddFusion|_DynamicQuantizeMatMul.*"

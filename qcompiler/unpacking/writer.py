@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -34,10 +35,12 @@ class Layout:
 
     @property
     def group_bytes(self) -> int:
+        """Return the fewest bytes that hold whole numbers only."""
         return math.lcm(self.num_bits, BYTE_BITS) // BYTE_BITS
 
     @property
     def index_bits(self) -> int:
+        """Return the width of an index into the table."""
         group = self.group_bytes * BYTE_BITS
         widths = range(self.num_bits, LONGEST_INDEX + 1, self.num_bits)
         return max(width for width in widths if group % width == 0)
@@ -56,7 +59,7 @@ class Unpacker:
     taken: set[str]
     nodes: list[ir.Node] = field(default_factory=list)
     constants: dict[bytes, ir.Value] = field(default_factory=dict)
-    tables: dict[tuple[int, bytes], ir.Value] = field(default_factory=dict)
+    tables: dict[tuple[str | int, bytes], ir.Value] = field(default_factory=dict)
 
     def stand_for(self, value: ir.Value, codes: ir.Value) -> None:
         """Let computed codes stand for a constant, under its name and in its shape."""
@@ -88,6 +91,12 @@ class Unpacker:
             found = self.node("Reshape", found, self.constant(np.asarray([-1])))
             found = self.node("Slice", found, self.constant(np.asarray([0])), self.constant(np.asarray([count])))
         return found
+
+    def once(self, key: tuple[str, bytes], make: Callable[[], ir.Value]) -> ir.Value:
+        """Return a value that is made on the first request for its key, and is the same for all others."""
+        if key not in self.tables:
+            self.tables[key] = make()
+        return self.tables[key]
 
     def place(self) -> None:
         """Put the nodes into the graph; to be called once, at the end."""
@@ -128,7 +137,7 @@ class Unpacker:
         shifted = self.node("Div", whole, shifts) if count > 1 else whole
         return self.node("Mod", shifted, self.constant(np.asarray(1 << width, dtype)))
 
-    def node(self, op_type: str, *inputs: ir.Value, **attributes: int) -> ir.Value:
+    def node(self, op_type: str, *inputs: ir.Value, **attributes: int | ir.TensorProtocol) -> ir.Value:
         """Return the output of a new node; equal names of both, and short ones, keep the file small."""
         made = ir.node(op_type, list(inputs), attributes=attributes or None, name=self._name())
         made.outputs[0].name = made.name
