@@ -6,7 +6,7 @@ import hashlib
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import ClassVar, TypeAlias
 
 import numpy as np
 import onnx_ir as ir
@@ -33,7 +33,8 @@ SLOW_ABOVE = 1 << 17
 """Weights that are encoded for comparison alone also where the encoder is not compiled."""
 _COLUMNS = (DENSE, CSR, RELATIVE, BITMASK, CODED, DELTA, ENTROPY, F2F)
 _FALL_BACK = {F2F: (BITMASK, DELTA), BITMASK: (DELTA,), DELTA: ()}
-_Found = list[tuple[ir.Value, SparseWeight]]
+_Found: TypeAlias = list[tuple[ir.Value, SparseWeight]]
+_Row: TypeAlias = tuple[float | None, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,15 +210,21 @@ def _metrics(weights: list[SparseWeight], chosen: list[str], taken: int) -> tupl
 def _tables(weights: list[SparseWeight], chosen: list[str]) -> Iterator[Table]:
     """Yield what every format takes, the parts and the quality of the streams, and what is left behind zip."""
     names = [w.name for w in weights]
-    sizes = [tuple(None if (size := w.bytes_as(name)) is None else float(size) for name in _COLUMNS) for w in weights]
+    sizes: list[_Row] = [
+        tuple(None if (size := w.bytes_as(name)) is None else float(size) for name in _COLUMNS) for w in weights
+    ]
     notes = [f"stored {_as(name)}" for name in chosen]
     yield _table("Sparse weights by format, without the graph that decodes", "bytes", _COLUMNS, (names, sizes, notes))
-    zips = [(float(w.zipped_as(DENSE)), float(w.zipped_as(n))) for w, n in zip(weights, chosen, strict=True)]
+    zips: list[_Row] = [
+        (float(w.zipped_as(DENSE)), float(w.zipped_as(n))) for w, n in zip(weights, chosen, strict=True)
+    ]
     yield _table("Sparse weights behind zip", "bytes", (DENSE, "as stored"), (names, zips, notes))
     coded = [(w.name, w.streams) for w in weights if w.streams is not None]
     if not coded:
         return
-    parts = [tuple(map(float, (s.streams.size, s.mask.size, s.corrections.size, s.table_bytes))) for _, s in coded]
+    parts: list[_Row] = [
+        tuple(map(float, (s.streams.size, s.mask.size, s.corrections.size, s.table_bytes))) for _, s in coded
+    ]
     columns = ("streams", "mask", "corrections", "tables")
     yield _table("Fixed-to-fixed streams", "bytes", columns, ([n for n, _ in coded], parts, [""] * len(coded)))
     yield _quality([w for w in weights if w.streams is not None])
@@ -239,9 +246,7 @@ def _quality(weights: list[SparseWeight]) -> Table:
     return Table("Fixed-to-fixed streams: efficiency", "%", columns, tuple(rows))
 
 
-def _table(
-    title: str, unit: str, columns: tuple[str, ...], rows: tuple[list[str], list[tuple[float | None, ...]], list[str]]
-) -> Table:
+def _table(title: str, unit: str, columns: tuple[str, ...], rows: tuple[list[str], list[_Row], list[str]]) -> Table:
     """Return a table with the sums of its columns as the last line, where more than one line has all of them."""
     lines = [TableRow(name, values, note) for name, values, note in zip(*rows, strict=True)]
     sums = tuple(None if None in column else float(sum(filter(None, column))) for column in zip(*rows[1], strict=True))

@@ -11,14 +11,18 @@ Planes of a tensor lie side by side, so that vectors hold them.
 
 from __future__ import annotations
 
+from typing import TypeAlias
+
 import numpy as np
 from numpy.typing import NDArray
 
 from qcompiler.codec.jit import compiled
 from qcompiler.codec.xor_code import PARITY
 
-_U8, _U16, _U32 = NDArray[np.uint8], NDArray[np.uint16], NDArray[np.uint32]
-_Ints = NDArray[np.int64]
+_U8: TypeAlias = NDArray[np.uint8]
+_U16: TypeAlias = NDArray[np.uint16]
+_U32: TypeAlias = NDArray[np.uint32]
+_Ints: TypeAlias = NDArray[np.int64]
 SYMBOLS = 256
 SWEPT = 15
 """The most unpruned outputs of a block of ``8-1`` that are swept: 2**15 costs for each plane."""
@@ -155,7 +159,7 @@ def encode_pairs(starts: _Ints, rows: _U32, bits: _U8, history: _U16, symbols: _
                 history[t + 1, symbol, plane] -= least
     found = np.empty(SYMBOLS, np.uint16)
     for plane in range(planes):
-        symbol = np.argmin(history[blocks, :, plane])
+        symbol = int(np.argmin(history[blocks, :, plane]))
         symbols[plane, blocks] = symbol
         for t in range(blocks - 1, -1, -1):
             first, last = starts[t], starts[t + 1]
@@ -163,5 +167,5 @@ def encode_pairs(starts: _Ints, rows: _U32, bits: _U8, history: _U16, symbols: _
             turned(rows, first, last, 0, symbol, wanted)
             found[:] = history[t, :, plane]
             distances(rows, wanted, first, last, 1, found)
-            symbol = np.argmin(found)
+            symbol = int(np.argmin(found))
             symbols[plane, t] = symbol

@@ -159,7 +159,9 @@ def encrypt(
     """
     flat = np.ascontiguousarray(numbers).reshape(-1)
     if not flat.size or not 1 <= planes <= 32 or int(flat.max()) >> planes:
-        raise QCompileError(f"{flat.size} numbers of {planes} bits cannot be encoded: none, or too large for their bits")
+        raise QCompileError(
+            f"{flat.size} numbers of {planes} bits cannot be encoded: none, or too large for their bits"
+        )
     geometry, kept = geometry_for(code, flat.size, interleaved), flat != 0
     stored, inverted = _plane_kinds(flat[kept], planes, geometry, code.registers)
     turned = np.where(kept, flat ^ flat.dtype.type(sum(1 << plane for plane in inverted)), flat), kept

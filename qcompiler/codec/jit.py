@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
@@ -22,5 +22,5 @@ def compiled(function: _Function) -> _Function:
         return function
     import numba
 
-    made: _Function = numba.njit(nogil=True, cache=True, error_model="numpy")(function)
-    return made
+    made: Any = numba.njit(nogil=True, cache=True, error_model="numpy")(function)
+    return cast("_Function", made)

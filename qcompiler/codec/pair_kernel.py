@@ -7,13 +7,18 @@ the field in its sweep. Costs are kept for all blocks; the way back looks for th
 
 from __future__ import annotations
 
+from typing import TypeAlias
+
 import numpy as np
 from numpy.typing import NDArray
 
 from qcompiler.codec.byte_kernel import SYMBOLS, contributions, distances, turned
 from qcompiler.codec.jit import compiled
 
-_U8, _U32, _U64, _Ints = NDArray[np.uint8], NDArray[np.uint32], NDArray[np.uint64], NDArray[np.int64]
+_U8: TypeAlias = NDArray[np.uint8]
+_U32: TypeAlias = NDArray[np.uint32]
+_U64: TypeAlias = NDArray[np.uint64]
+_Ints: TypeAlias = NDArray[np.int64]
 SWEPT = 13
 """The most unpruned outputs of a block that are swept: 2**13 costs for each of 256 middle symbols."""
 MAX_OUTPUTS = 72

@@ -6,6 +6,8 @@ Source: Park et al., ICLR 2022, section 3.3 (a Viterbi search over the states of
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -58,7 +60,7 @@ def _mismatches(seen: _Array, wanted: _Array) -> _Array:
     sums = _xor(seen[0], wanted[None])  # the newest symbol turns what is wanted; then each older one
     for table in seen[1:-1]:
         sums = _xor(table[:, None], sums.reshape(1, *sums.shape) if sums.ndim == 2 else sums)
-    flat = sums.reshape(-1, wanted.size)
+    flat = sums.reshape(math.prod(sums.shape[:-1]), wanted.size)
     if len(seen) == 1:
         return np.asarray(flat.sum(1))
     oldest = seen[-1]

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from qcompiler.codec.jit import compiled
 from qcompiler.codec.xor_code import MEMORY
 
-_U64 = NDArray[np.uint64]
+_U64: TypeAlias = NDArray[np.uint64]
 WORDS, HALF = 64, 32
 RING = MEMORY - 1
 """Places that all bits but the newest go through."""
@@ -226,7 +226,8 @@ def forward(
         starts: int64 of shape (steps + 1,): where the unpruned outputs of each step begin.
         taps: int64 of shape (outputs,): bit ``lag`` connects to the bit that entered ``lag`` steps before.
         bits: uint8 0 or 1 of shape (outputs,): what the outputs are to be.
-        costs: uint64 zeros of shape (5 * 64,), plane by plane; after it, mismatches of the cheapest way into every state.
+        costs: uint64 zeros of shape (5 * 64,), plane by plane; after it, what the cheapest way into
+            every state mismatches.
         way: uint64 of shape (steps, 64), filled with the oldest bits of the cheapest ways.
 
     Returns:

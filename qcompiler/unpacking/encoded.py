@@ -30,7 +30,7 @@ from qcompiler.unpacking.writer import Unpacker
 F2F, AUTO = "f2f", "auto"
 FORMATS = (AUTO, F2F, BITMASK, DELTA, DENSE)
 """What may be asked for."""
-GRAPH_BYTES = {DENSE: 0, BITMASK: 620, DELTA: 560, F2F: 1900}
+GRAPH_BYTES = {DENSE: 0, BITMASK: 620, DELTA: 560, F2F: 3800}
 """Format -> about what the operators that decode one tensor take in the file."""
 
 

@@ -73,7 +73,10 @@ def _planes(writer: Unpacker, stored: Encrypted) -> ir.Value:
         start = network.registers - lag
         window = symbols
         if network.registers:
-            ends = (np.asarray([0, 0, start]), np.asarray([len(stored.stored), stored.geometry.segments, start + blocks]))
+            ends = (
+                np.asarray([0, 0, start]),
+                np.asarray([len(stored.stored), stored.geometry.segments, start + blocks]),
+            )
             window = writer.node("Slice", symbols, *map(writer.constant, ends))
         parts.append(writer.node("Gather", _table(writer, network, lag), window))
     turned = np.asarray([plane in stored.inverted for plane in stored.stored]).reshape(-1, 1, 1, 1)

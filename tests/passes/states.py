@@ -20,6 +20,7 @@ from qcompiler.state import Context, State
 from tests.compiling import PLANNING, context, run_passes, samples, start
 from tests.models import FLOAT, build, conv_net, token_net
 from tests.targets.operators import around
+from tests.passes.sparse import pruned
 
 BEFORE_LOWERING = ("fold-batch-norm", *PLANNING, "correct-bias")
 
@@ -46,6 +47,7 @@ BEFORE: dict[str, tuple[str, ...]] = {
     "store-int4": (*BEFORE_LOWERING, "raise-opset", "insert-qdq"),
     "insert-dynamic": BEFORE_LOWERING,
     "pack-weights": BEFORE_LOWERING,
+    "sparse-encode": (*BEFORE_LOWERING, "insert-qdq"),
     "pack-bits": (*BEFORE_LOWERING, "insert-qdq"),
     "pack-constants": BEFORE_LOWERING,
 }
@@ -105,6 +107,7 @@ MODELS: dict[str, Callable[[], onnx.ModelProto]] = {
     "equalize-channels": uneven_net,
     "insert-dynamic": token_net,
     "pack-weights": token_net,
+    "sparse-encode": lambda: conv_net(channels=32),
     "pack-bits": lambda: conv_net(channels=32),
     "pack-constants": table_net,
     "pad-codes": lambda: around("Pad"),
@@ -133,6 +136,8 @@ def before(name: str) -> tuple[State, Context]:
     state = run_passes(state, where, *BEFORE[name])
     if name == "align-channels":
         state = replace(state, plan=with_aligned_channels(state.plan, "conv1", 4))
+    if name == "sparse-encode":
+        state = pruned(state, 0.9)
     if name in (*SEARCHES, "solve-codes"):
         state = narrowed(state, 4)
     return (run_passes(state, where, "solve-codes") if name in SEARCHES else state), where
