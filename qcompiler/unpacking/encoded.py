@@ -39,7 +39,8 @@ class FoldLimits:
     """What decoding may take while a session loads.
 
     Attributes:
-        largest_bytes: of one array. ONNX Runtime 1.27 and later compute no constant of more than 1 GiB in advance.
+        largest_bytes: of one array. Sessions may be told, and some versions of ONNX Runtime are by default, to compute no
+            larger constant in advance; 1 GiB is the smallest such default known.
         peak_bytes: of all arrays of a model together: the runtime frees none before it is done.
     """
 
