@@ -83,7 +83,7 @@ def _plausible(geometry: Geometry, planes: int, registers: int, named: int) -> b
         and planes <= 32
         and registers <= 3
         and not named >> planes
-        and geometry.count <= geometry.places < geometry.count + geometry.outputs * (1 + geometry.segments)
+        and geometry.count <= geometry.places <= 2 * geometry.count + 4 * geometry.outputs * (1 + geometry.segments)
     )
 
 

@@ -39,8 +39,8 @@ class FoldLimits:
     """What decoding may take while a session loads.
 
     Attributes:
-        largest_bytes: of one array. Sessions may be told, and some versions of ONNX Runtime are by default, to compute no
-            larger constant in advance; 1 GiB is the smallest such default known.
+        largest_bytes: of one array. Sessions may be told to compute no larger constant in advance, and some versions
+            of ONNX Runtime are by default.
         peak_bytes: of all arrays of a model together: the runtime frees none before it is done.
     """
 

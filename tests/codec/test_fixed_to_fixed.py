@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qcompiler.codec import fixed_to_fixed, jit
-from qcompiler.codec.fixed_to_fixed import decrypt, density_variation, encrypt, geometry_for
+from qcompiler.codec.fixed_to_fixed import decrypt, density_variation, encrypt, even_geometry, geometry_for
 from qcompiler.codec.gaps import pack_gaps, unpack_gaps
 from qcompiler.codec.xor_code import REGISTERS, XorCode, outputs_for
 from qcompiler.errors import QCompileError
@@ -103,7 +103,7 @@ def test_memory_reduction(name):
 
 
 def test_memory_reduction_counts_streams_and_corrections():
-    stored = encrypt(sparse(4000, 0.9), 8, XorCode("8-1", 80))
+    stored = encrypt(sparse(4000, 0.9), 8, XorCode("8-1", 80), interleaved=False)
     bits = 8 * (stored.streams.size + stored.corrections.size)
     assert stored.memory_reduction() == 100 * (1 - bits / 32000)
     assert stored.streams.size == 8 * (1 + 50)
@@ -124,6 +124,21 @@ def test_interleaving_evens_out_rows_of_different_density():
         found[interleaved] = np.mean(list(stored.efficiency().values())), variation
     assert found[True][0] >= found[False][0] + 4
     assert found[True][1] < found[False][1] / 2
+
+
+def test_blocks_do_not_follow_columns():
+    """As many blocks as a row has weights: each would hold one column."""
+    rng = np.random.default_rng(0)
+    density = np.where(np.arange(64) % 2, 0.18, 0.02)
+    kept = rng.random((80, 64)) < density
+    code = XorCode("8-1", 80)
+    assert geometry_for(code, kept.size).blocks == 64
+    assert density_variation(kept, geometry_for(code, kept.size)) > 0.8
+    found = even_geometry(code, kept.reshape(-1))
+    assert found.blocks in (65, 66)
+    assert density_variation(kept, found) < 0.4
+    even = np.arange(80 * 64) % 9 == 0
+    assert even_geometry(code, even) == geometry_for(code, even.size)
 
 
 def test_planes_of_mostly_ones_are_inverted():
@@ -162,7 +177,7 @@ def test_threads_change_no_byte(name, monkeypatch):
 def test_progress_goes_up_to_all_bits(monkeypatch):
     monkeypatch.setitem(fixed_to_fixed.LONGEST, "1-12", 16)
     told: list[tuple[int, int]] = []
-    encrypt(sparse(1000, 0.8), 8, XorCode("1-12", 40), told=lambda *at: told.append(at))
+    encrypt(sparse(1000, 0.8), 8, XorCode("1-12", 40), interleaved=False, told=lambda *at: told.append(at))
     assert len(told) == 16
     assert [done for done, _ in told] == sorted(done for done, _ in told)
     assert told[-1][0] == told[-1][1] == 8 * 2 * 13 * 40

@@ -19,8 +19,8 @@ from qcompiler.plan import CompressionPlan, Role
 from qcompiler.state import Context, State
 from tests.compiling import PLANNING, context, run_passes, samples, start
 from tests.models import FLOAT, build, conv_net, token_net
-from tests.targets.operators import around
 from tests.passes.sparse import pruned
+from tests.targets.operators import around
 
 BEFORE_LOWERING = ("fold-batch-norm", *PLANNING, "correct-bias")
 

@@ -22,7 +22,7 @@ from qcompiler.recipe import Recipe
 from qcompiler.registry import make_pass
 from qcompiler.runtime.storage import SPARSE, WHOLE, stored_bytes
 from qcompiler.state import Context, State
-from qcompiler.unpacking.encoded import FORMATS, GRAPH_BYTES, F2F
+from qcompiler.unpacking.encoded import F2F, FORMATS, GRAPH_BYTES
 from qcompiler.unpacking.export import export_streams, streams_of
 from tests.compiling import lowered, outputs, planned, run_passes, runtime_ops, samples, serialized
 from tests.models import token_net
