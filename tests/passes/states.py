@@ -133,11 +133,12 @@ def before(name: str) -> tuple[State, Context]:
     data = samples(state.model, free=3)
     target, bits = FOR.get(name, ("x86", "W8A8"))
     where = replace(context(target, data, bits=bits), acceptance=samples(state.model, seed=1, free=3))
+    if name == "sparse-encode":
+        state = pruned(run_passes(state, where, *BEFORE_LOWERING), 0.9)
+        return run_passes(state, where, *BEFORE[name][len(BEFORE_LOWERING) :]), where
     state = run_passes(state, where, *BEFORE[name])
     if name == "align-channels":
         state = replace(state, plan=with_aligned_channels(state.plan, "conv1", 4))
-    if name == "sparse-encode":
-        state = pruned(state, 0.9)
     if name in (*SEARCHES, "solve-codes"):
         state = narrowed(state, 4)
     return (run_passes(state, where, "solve-codes") if name in SEARCHES else state), where
