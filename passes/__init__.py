@@ -28,6 +28,7 @@ PASSES: dict[str, str] = {
     "insert-dynamic": "qcompiler.passes.insert_dynamic:InsertDynamic",
     "matmul-nbits": "qcompiler.passes.matmul_nbits:MatmulNbits",
     "pack-weights": "qcompiler.passes.pack_weights:PackWeights",
+    "sparse-encode": "qcompiler.passes.sparse_encode:SparseEncode",
     "pack-bits": "qcompiler.passes.pack_bits:PackBits",
     "raise-opset": "qcompiler.passes.raise_opset:RaiseOpset",
     "store-int4": "qcompiler.passes.store_int4:StoreInt4",
@@ -36,7 +37,7 @@ PASSES: dict[str, str] = {
 
 _REWRITES = ("widen-float16", "fold-batch-norm")
 
-LOSSLESS = frozenset({"align-channels", "pack-bits", "pad-codes", "pack-constants", "store-int4"})
+LOSSLESS = frozenset({"align-channels", "pack-bits", "pad-codes", "pack-constants", "sparse-encode", "store-int4"})
 """Lowering passes that change no value: trial runs do without them."""
 
 EXACT = LOSSLESS | {"raise-opset"}

@@ -16,6 +16,7 @@ METRICS = ("auto", "top1", "sqnr", "cosine")
 VERIFIERS = ("host", "emulate")
 WEIGHT_BITS = range(1, 9)
 ACTIVATION_BITS = (4, 8, 16)
+SPARSE_FORMATS = ("auto", "f2f", "bitmask", "delta", "dense")
 ALLOCATIONS = ("limits", "mixed", "uniform", "auto")
 
 OptionValue: TypeAlias = bool | int | float | str
@@ -165,6 +166,8 @@ class Recipe:
             its sensitivity; "uniform": ``weight_bits`` everywhere; "auto": as few as the floors allow; "limits":
             as "auto" if ``max_drop`` or ``max_size`` is given, else 8 bits.
         sparsity: how many weights become 0; None prunes nothing.
+        sparse_format: how pruned weights are stored: "auto" is the smallest file; "f2f" (fixed-to-fixed streams),
+            "bitmask", "delta" and "dense" are as asked where a session can decode them.
         effort: 0 is min-max without any search, 1 searches, 2 also places nodes by measured latency and improves
             weights below 8 bits, 3 improves them for as long as it takes; see ``qcompiler.passes.IMPROVING``.
         max_time_s: when searches end with the best that was verified, in seconds; None: when they are done.
@@ -186,6 +189,7 @@ class Recipe:
     activation_bits: int = 8
     allocation: str = "limits"
     sparsity: Sparsity | None = None
+    sparse_format: str = "auto"
     effort: int = 1
     max_time_s: float | None = None
     max_memory_bytes: int | None = None
@@ -223,6 +227,7 @@ class Recipe:
                 raise UsageError(f"{name} must be at least 1, got {getattr(self, name)}")
         _one_of("verify", self.verify, VERIFIERS)
         _one_of("allocation", self.allocation, ALLOCATIONS)
+        _one_of("sparse_format", self.sparse_format, SPARSE_FORMATS)
         if not self.targets:
             raise UsageError("no target given; see 'qcompile targets'")
         if self.metric not in METRICS and not CALLABLE.match(self.metric):

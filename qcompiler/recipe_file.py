@@ -200,6 +200,7 @@ _KEYS: dict[str, tuple[str, _Reader]] = {
     "metric": ("metric", _text),
     "bits": ("bits", _text),
     "sparsity": ("sparsity", lambda value: parse_sparsity(str(value))),
+    "sparse_format": ("sparse_format", _text),
     "effort": ("effort", _integer),
     "max_time": ("max_time_s", parse_duration),
     "fine_tune": ("fine_tune_minutes", _number),

@@ -78,6 +78,13 @@ _OPTIONS = (
         "where the target runs it. See docs/sparsity.md.",
     ),
     _how(
+        "--sparse-format",
+        metavar="NAME",
+        help="How pruned weights are stored: auto (default) is the smallest of bitmask, delta and dense that a session "
+        "can decode; f2f is for decoders of a fixed rate, and writes its streams as files, too. See "
+        "docs/sparse-formats.md.",
+    ),
+    _how(
         "-O",
         "effort",
         type=int,

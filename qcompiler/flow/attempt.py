@@ -18,6 +18,7 @@ from qcompiler.records import PassReport
 from qcompiler.repair.regions import Repair
 from qcompiler.samples import class_outputs
 from qcompiler.state import Context, State, no_progress
+from qcompiler.unpacking.export import export_streams
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -107,6 +108,7 @@ class Attempts:
             lowered = replace(lowered, model=self.job.loaded.model)
         written = list(save_model(lowered.model, folder / "model.onnx"))
         written += [write_artifact(name, folder / "model.onnx") for name in self.target.artifacts()]
+        export_streams(lowered.model, folder)
         return {p.name: p.stat().st_size for p in written}
 
     def _gate_inputs(self, state: State) -> GateInputs:

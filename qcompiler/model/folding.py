@@ -12,22 +12,32 @@ from numpy.typing import NDArray
 from qcompiler.model.edit import constant_of
 
 _Array = NDArray[Any]
+_Operator = Callable[[list[_Array], Mapping[str, ir.Attr]], _Array]
 
 
 def folded(value: ir.Value | None) -> _Array | None:
     """Return the array that a value always has, None if that is not known.
 
-    Follows the integer operators that unpack stored weights: division and remainder of numbers that are not negative,
-    and what moves or looks up numbers. An operator that fails on its inputs has no value.
+    Follows the operators that unpack stored weights: integer arithmetic, with division and remainder of numbers that
+    are not negative, and what moves or looks up numbers. An operator that fails on its inputs has no value.
     """
-    known = constant_of(value)
-    node = value.producer() if value is not None else None
-    operator = _OPERATORS.get(node.op_type) if node is not None and node.domain in ("", "ai.onnx") else None
-    if known is not None or node is None or operator is None:
-        return known
-    inputs = [array for v in node.inputs if (array := folded(v)) is not None]
-    if len(inputs) != len(node.inputs):
-        return None
+    return _folded(value, {})
+
+
+def _folded(value: ir.Value | None, known: dict[ir.Value, _Array | None]) -> _Array | None:
+    """Return the same; what was found on the way is looked up in ``known``, because values have several uses."""
+    if value is None or value not in known:
+        found = constant_of(value)
+        node = value.producer() if value is not None else None
+        operator = _OPERATORS.get(node.op_type) if node is not None and node.domain in ("", "ai.onnx") else None
+        if found is not None or node is None or operator is None or value is None:
+            return found
+        inputs = [array for v in node.inputs if (array := _folded(v, known)) is not None]
+        known[value] = _computed(operator, inputs, node) if len(inputs) == len(node.inputs) else None
+    return known[value]
+
+
+def _computed(operator: _Operator, inputs: list[_Array], node: ir.Node) -> _Array | None:
     try:
         return np.asarray(operator(inputs, node.attributes))
     except (IndexError, ValueError, ZeroDivisionError):
@@ -56,17 +66,54 @@ def _pad(inputs: list[_Array], attributes: Mapping[str, ir.Attr]) -> _Array:
     return np.pad(data, np.reshape(amounts, (2, -1)).T.tolist())
 
 
-_OPERATORS: dict[str, Callable[[list[_Array], Mapping[str, ir.Attr]], _Array]] = {
+def _filled(inputs: list[_Array], attributes: Mapping[str, ir.Attr]) -> _Array:
+    value = attributes["value"].as_tensor().numpy()
+    return np.full(inputs[0].tolist(), value.reshape(-1)[0], value.dtype)
+
+
+def _scattered(inputs: list[_Array], attributes: Mapping[str, ir.Attr]) -> _Array:
+    if "reduction" in attributes or inputs[1].min(initial=0) < 0:
+        raise ValueError("only plain places")
+    found = inputs[0].copy()
+    np.put_along_axis(found, inputs[1], inputs[2], _axis(attributes))
+    return found
+
+
+def _summed(inputs: list[_Array], attributes: Mapping[str, ir.Attr]) -> _Array:
+    if attributes:
+        raise ValueError("only sums that begin at the start and hold their own place")
+    return np.cumsum(inputs[0], int(inputs[1]), dtype=inputs[0].dtype)
+
+
+def _integer_product(inputs: list[_Array], _: Mapping[str, ir.Attr]) -> _Array:
+    first, second = inputs  # zero points are left out
+    return first.astype(np.int32) @ second.astype(np.int32)
+
+
+def _transposed(inputs: list[_Array], attributes: Mapping[str, ir.Attr]) -> _Array:
+    order = attributes.get("perm")
+    return np.transpose(inputs[0], None if order is None else order.as_ints())
+
+
+_OPERATORS: dict[str, _Operator] = {
     "Add": lambda inputs, _: inputs[0] + inputs[1],
     "Cast": _cast,
     "Concat": lambda inputs, attributes: np.concatenate(inputs, _axis(attributes)),
+    "ConstantOfShape": _filled,
+    "CumSum": _summed,
     "Div": lambda inputs, _: inputs[0] // inputs[1],
     "Expand": lambda inputs, _: inputs[0] * np.ones(inputs[1].tolist(), inputs[0].dtype),
     "Gather": lambda inputs, attributes: np.take(inputs[0], inputs[1], _axis(attributes)),
     "MatMul": lambda inputs, _: inputs[0] @ inputs[1],
+    "MatMulInteger": _integer_product,
     "Mod": lambda inputs, _: np.mod(inputs[0], inputs[1]),
+    "Mul": lambda inputs, _: inputs[0] * inputs[1],
     "Pad": _pad,
     "Range": lambda inputs, _: np.arange(int(inputs[0]), int(inputs[1]), int(inputs[2]), dtype=inputs[0].dtype),
     "Reshape": lambda inputs, _: inputs[0].reshape(inputs[1].tolist()),
+    "ScatterElements": _scattered,
     "Slice": _slice,
+    "Sub": lambda inputs, _: inputs[0] - inputs[1],
+    "Transpose": _transposed,
+    "Xor": lambda inputs, _: np.logical_xor(inputs[0], inputs[1]),
 }

@@ -33,7 +33,10 @@ FLOAT_OPS = frozenset(
 )
 COMPUTE_OPS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul", "LSTM", "GRU", "RNN"})
 UNPACKING = frozenset(
-    {"Add", "Cast", "Concat", "Div", "Expand", "Gather", "MatMul", "Mod", "Range", "Reshape", "Slice"}
+    {
+        *("Add", "Cast", "Concat", "ConstantOfShape", "CumSum", "Div", "Expand", "Gather", "MatMul", "MatMulInteger"),
+        *("Mod", "Mul", "Range", "Reshape", "ScatterElements", "Slice", "Sub", "Transpose", "Xor"),
+    }
 )
 """Operators that unpack stored weights, where all their inputs are constant."""
 _SUFFIXES = re.compile(

@@ -11,12 +11,16 @@ import onnx
 
 from qcompiler.model.weights import WEIGHT_INPUTS
 
-PACKED, WHOLE, FLOAT = "weights below 8 bits", "8-bit weights", "float weights"
+PACKED, SPARSE, WHOLE, FLOAT = "weights below 8 bits", "sparse weights", "8-bit weights", "float weights"
 SCALES, BIASES, OTHER, GRAPH = "scales", "biases", "other constants", "graph"
 
 _Uses = Mapping[str, list[tuple[onnx.NodeProto, int]]]
 _ON_THE_WAY = frozenset({"Cast", "Concat", "Div", "MatMul", "Mod", "Reshape"})
 """Operators between a packed stream and the table that it is looked up in."""
+_SPARSE = frozenset({"CumSum", "ScatterElements", "Xor"})
+"""Operators that only the decoding of sparse weights has, from a mask, gaps or streams on."""
+_DECODING = _ON_THE_WAY | {"Add", "Gather", "Mul", "Slice", "Sub", "Transpose"}
+_BYTES = frozenset({onnx.TensorProto.INT8, onnx.TensorProto.UINT8})
 _FLOATS = frozenset({onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16})
 
 
@@ -46,6 +50,8 @@ def stored_bytes(result: Path, total: int) -> dict[str, int]:
 def _part(tensor: onnx.TensorProto, uses: _Uses, types: Mapping[str, int], makers: Mapping[str, str]) -> str:
     users = uses.get(tensor.name, [])
     positions = {(node.op_type, index) for node, index in users}
+    if tensor.data_type in _BYTES and _is_sparse(tensor.name, uses, makers):
+        return SPARSE
     if tensor.data_type == onnx.TensorProto.INT8:
         if users and all(node.op_type == "Gather" and node.input[1] in makers for node, _ in users):
             return PACKED  # the levels that numbers stand for
@@ -71,6 +77,16 @@ def _is_looked_up(name: str, uses: _Uses, types: Mapping[str, int]) -> bool:
         if node.op_type == "Gather" and index == 1:
             return node.input[0] not in types
         if node.op_type in _ON_THE_WAY and _is_looked_up(node.output[0], uses, types):
+            return True
+    return False
+
+
+def _is_sparse(name: str, uses: _Uses, makers: Mapping[str, str]) -> bool:
+    """Return True for masks, gaps, streams and connections, and for the values that they put in their places."""
+    for node, index in uses.get(name, []):
+        if node.op_type in _SPARSE or (node.op_type == "Gather" and index == 0 and makers.get(node.input[1]) == "Mul"):
+            return True
+        if node.op_type in _DECODING and index < 2 and _is_sparse(node.output[0], uses, makers):
             return True
     return False
 

@@ -22,6 +22,7 @@ from qcompiler.recipe import parse_sparsity
 from qcompiler.state import Context, State
 from tests.compiling import PLANNING, context, run_passes, samples, start
 from tests.models import FLOAT, build, conv_net, token_net
+from tests.passes.sparse import pruned
 from tests.targets.operators import around
 
 BEFORE_LOWERING = ("fold-batch-norm", *PLANNING, "correct-bias")
@@ -54,6 +55,7 @@ BEFORE: dict[str, tuple[str, ...]] = {
     "insert-dynamic": BEFORE_LOWERING,
     "matmul-nbits": BEFORE_LOWERING,
     "pack-weights": BEFORE_LOWERING,
+    "sparse-encode": (*BEFORE_LOWERING, "insert-qdq"),
     "pack-bits": (*BEFORE_LOWERING, "insert-qdq"),
     "pack-constants": BEFORE_LOWERING,
 }
@@ -132,6 +134,7 @@ MODELS: dict[str, Callable[[], onnx.ModelProto]] = {
     "insert-dynamic": token_net,
     "matmul-nbits": token_net,
     "pack-weights": token_net,
+    "sparse-encode": lambda: conv_net(channels=32),
     "pack-bits": lambda: conv_net(channels=32),
     "pack-constants": table_net,
     "pad-codes": lambda: around("Pad"),
@@ -162,6 +165,9 @@ def before(name: str) -> tuple[State, Context]:
         state = replace(state, plan=with_form(state.plan, "head", MatMulForm(Precision.BLOCKWISE, 8, 32, 4)))
     if name == "prune":
         where = replace(where, recipe=replace(where.recipe, sparsity=parse_sparsity("0.5")))
+    if name == "sparse-encode":
+        state = pruned(run_passes(state, where, *BEFORE_LOWERING), 0.9)
+        return run_passes(state, where, *BEFORE[name][len(BEFORE_LOWERING) :]), where
     state = run_passes(state, where, *BEFORE[name])
     if name == "align-channels":
         state = replace(state, plan=with_aligned_channels(state.plan, "conv1", 4))

@@ -1,0 +1,1 @@
+"""How stored bytes become the codes of weights when the runtime loads a session."""
