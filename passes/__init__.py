@@ -9,6 +9,7 @@ PASSES: dict[str, str] = {
     "estimate-statistics": "qcompiler.passes.estimate_statistics:EstimateStatistics",
     "place": "qcompiler.passes.place:Place",
     "observe": "qcompiler.passes.observe:Observe",
+    "embedding-bits": "qcompiler.passes.embedding_bits:EmbeddingBits",
     "allocate-bits": "qcompiler.passes.allocate_bits:AllocateBits",
     "calibrate": "qcompiler.passes.calibrate:Calibrate",
     "scale-weights": "qcompiler.passes.scale_weights:ScaleWeights",
@@ -18,6 +19,7 @@ PASSES: dict[str, str] = {
     "joint-clip-search": "qcompiler.passes.joint_clip_search:JointClipSearch",
     "reconstruct-blocks": "qcompiler.passes.reconstruct_blocks:ReconstructBlocks",
     "fine-tune": "qcompiler.passes.fine_tune:FineTune",
+    "pack-embeddings": "qcompiler.passes.pack_embeddings:PackEmbeddings",
     "insert-qdq": "qcompiler.passes.insert_qdq:InsertQdq",
     "align-channels": "qcompiler.passes.align_channels:AlignChannels",
     "pad-codes": "qcompiler.passes.pad_codes:PadCodes",
@@ -42,6 +44,7 @@ WITH_DATA = (
     "equalize-channels",
     "place",
     "observe",
+    "embedding-bits",
     "allocate-bits",
     "scale-weights",
     "solve-codes",
@@ -54,6 +57,7 @@ WITHOUT_DATA = (
     *_REWRITES,
     "estimate-statistics",
     "place",
+    "embedding-bits",
     "allocate-bits",
     "scale-weights",
     "solve-codes",
@@ -77,7 +81,12 @@ TRAINING = ("fine-tune",)
 SETTLING = frozenset({"correct-bias"})
 """Passes that run again behind each of these: what they decide follows from what a search changed."""
 
-_PLAIN = ("allocate-bits{measured=false}", "scale-weights{rounding=nearest}", "calibrate{method=minmax}")
+_PLAIN = (
+    "embedding-bits{measured=false}",
+    "allocate-bits{measured=false}",
+    "scale-weights{rounding=nearest}",
+    "calibrate{method=minmax}",
+)
 
 MINIMAL = {
     True: (*_REWRITES, "place", "observe", *_PLAIN),

@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qcompiler.errors import InputError, QCompileError
+from qcompiler.row_codes import RowCodes
 
 PLAN_SCHEMA = "qcompile.plan/1"
 
@@ -45,6 +46,8 @@ class Role(enum.StrEnum):
     WEIGHT = "weight"
     ACTIVATION = "activation"
     BIAS = "bias"
+    TABLE = "table"
+    """Rows that are decoded when they are looked up, each with its own number of bits."""
     FACTORS = "factors"
     """Channel factors that a rewrite moved between layers, kept so that it can be repeated."""
 
@@ -97,6 +100,7 @@ class TensorPlan:
         levels: sorted int8 of shape (at most 2**num_bits,), the values that codes take, for weights below 8 bits;
             None is the whole range of ``spec``.
         correction: float64 of shape (channels,): what to add to a bias, or the factors of FACTORS.
+        rows: what a TABLE stores of its rows; its ``spec`` and ``scale`` are None.
         clip: the real-valued range the grid covers, (low, high), for reports.
         error_db: SQNR of the quantized tensor against the float one, in dB, where it was computed.
         decided_by: the passes that touched this entry, in order.
@@ -111,6 +115,7 @@ class TensorPlan:
     codes: NDArray[np.int8] | None = None
     levels: NDArray[np.int8] | None = None
     correction: NDArray[np.float64] | None = None
+    rows: RowCodes | None = None
     clip: tuple[float, float] | None = None
     error_db: float | None = None
     decided_by: tuple[str, ...] = ()
@@ -162,7 +167,8 @@ class CompressionPlan:
     @property
     def compresses(self) -> bool:
         """True if at least one weight is to be stored in integers."""
-        return any(t.role is Role.WEIGHT and t.scale is not None for t in self.tensors.values())
+        stored = (t.rows is not None or (t.role is Role.WEIGHT and t.scale is not None) for t in self.tensors.values())
+        return any(stored)
 
     def activation(self, name: str) -> TensorPlan | None:
         """Return the activation entry of a value, or None if it stays float."""
@@ -276,7 +282,22 @@ def _tensor_to_json(tensor: TensorPlan, arrays: dict[str, NDArray[Any]]) -> dict
             key = f"{len(arrays):06d}"
             arrays[key] = array
             entry[name] = key
+    if tensor.rows is not None:
+        entry["rows"] = _rows_to_json(tensor.rows, arrays)
     return entry
+
+
+def _rows_to_json(rows: RowCodes, arrays: dict[str, NDArray[Any]]) -> dict[str, Any]:
+    named = rows.to_arrays()
+    keys = {name: f"{len(arrays) + number:06d}" for number, name in enumerate(named)}
+    arrays.update((keys[name], array) for name, array in named.items())
+    return {"kind": str(rows.kind), "arrays": keys}
+
+
+def _rows_from_json(entry: dict[str, Any] | None, arrays: dict[str, NDArray[Any]]) -> RowCodes | None:
+    if entry is None:
+        return None
+    return RowCodes.from_arrays(entry["kind"], {name: arrays[key] for name, key in entry["arrays"].items()})
 
 
 def _tensor_from_json(entry: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> TensorPlan:
@@ -293,4 +314,5 @@ def _tensor_from_json(entry: dict[str, Any], arrays: dict[str, NDArray[Any]]) ->
         codes=arrays[entry["codes"]] if "codes" in entry else None,
         levels=arrays[entry["levels"]] if "levels" in entry else None,
         correction=arrays[entry["correction"]] if "correction" in entry else None,
+        rows=_rows_from_json(entry.get("rows"), arrays),
     )

@@ -130,6 +130,9 @@ class Recipe:
         allocation: how weights below 8 bits get their widths. "mixed": ``weight_bits`` on average, each layer by
             its sensitivity; "uniform": ``weight_bits`` everywhere; "auto": as few as the floors allow; "limits":
             as "auto" if ``max_drop`` or ``max_size`` is given, else 8 bits.
+        embedding_bits: (fewest, most) bits of every row of embedding tables; None leaves the tables to ``place``.
+        embedding_bytes: what all these tables may take in the file; None takes a default, see ``embedding-bits``.
+        token_counts: a file that says how often every token occurs; None counts the calibration samples.
         effort: 0 is min-max without any search, 1 searches, 2 also places nodes by measured latency and improves
             weights below 8 bits, 3 improves them for as long as it takes; see ``qcompiler.passes.IMPROVING``.
         max_time_s: when searches end with the best that was verified, in seconds; None: when they are done.
@@ -149,6 +152,9 @@ class Recipe:
     weight_bits: int = 8
     activation_bits: int = 8
     allocation: str = "limits"
+    embedding_bits: tuple[int, int] | None = None
+    embedding_bytes: int | None = None
+    token_counts: str | None = None
     effort: int = 1
     max_time_s: float | None = None
     max_memory_bytes: int | None = None
@@ -183,6 +189,7 @@ class Recipe:
         for name in ("threads", "calibration_samples", "verify_samples"):
             if getattr(self, name) < 1:
                 raise UsageError(f"{name} must be at least 1, got {getattr(self, name)}")
+        self._check_embeddings()
         _one_of("verify", self.verify, VERIFIERS)
         _one_of("allocation", self.allocation, ALLOCATIONS)
         if not self.targets:
@@ -191,6 +198,16 @@ class Recipe:
             raise UsageError(f"metric is {self.metric!r}; it must be {', '.join(METRICS)} or module:function")
         for text in self.passes or ():
             parse_passes(text)
+
+    def _check_embeddings(self) -> None:
+        if self.embedding_bits is None:
+            for name in ("embedding_bytes", "token_counts"):
+                if getattr(self, name) is not None:
+                    raise UsageError(f"{name} says nothing without embedding_bits; give --embedding-bits auto too")
+            return
+        fewest, most = self.embedding_bits
+        if not 0 <= fewest <= most <= max(WEIGHT_BITS) or not most:
+            raise UsageError(f"embedding_bits is {fewest}-{most}; rows have 0 to 8 bits, the fewest first")
 
     @property
     def bits(self) -> str:
@@ -241,6 +258,25 @@ def bits_fields(text: str) -> dict[str, Any]:
     mixed = weights < max(WEIGHT_BITS) and how.lower() != "uniform"
     allocation = "mixed" if mixed else "uniform"
     return {"weight_bits": weights, "activation_bits": activations, "allocation": allocation}
+
+
+AUTO_EMBEDDING_BITS = (1, 2)
+"""Two planes are the most that keep mixed rows below four times the time of a float lookup."""
+
+
+def parse_embedding_bits(text: str | int) -> tuple[int, int]:
+    """Return (fewest, most) bits of a row for ``auto``, ``4`` or ``0-2``.
+
+    Raises:
+        UsageError: the text does not follow that form.
+    """
+    wanted = str(text).strip().lower()
+    if wanted == "auto":
+        return AUTO_EMBEDDING_BITS
+    found = re.fullmatch(r"([0-8])(?:-([0-8]))?", wanted)
+    if not found:
+        raise UsageError(f"{text!r} is no number of bits for rows: write auto, one number, or a range such as 0-2")
+    return int(found[1]), int(found[2] or found[1])
 
 
 @dataclass(frozen=True, slots=True)
