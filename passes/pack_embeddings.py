@@ -32,8 +32,8 @@ class PackEmbeddings:
     Indices go through one map to the order of rows by bits (where all rows have the same number, there is none).
     Every plane is a table of bytes that holds only the rows that have it, and behind them one row of zeros for the
     others; a byte is looked up in 256 vectors of 8 numbers, the planes are added, scaled, and shifted by the mean row.
-    Grids are one GatherBlockQuantized and an offset per row. All of it follows the indices, so that the runtime cannot fold it into a table
-    of floats, and what indices out of range do is what the first Gather does with them.
+    Grids are one GatherBlockQuantized and an offset per row. All of it follows the indices, so that the runtime cannot
+    fold it into a table of floats, and what indices out of range do is what the first Gather does with them.
 
     Other readers of the table get all rows, decoded from constants: the runtime does that when it loads a session.
     """

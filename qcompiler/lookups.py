@@ -18,6 +18,10 @@ from qcompiler.runtime.capture import Executor
 FEWEST_ROWS = 256
 """Tables with fewer rows are left alone: their words and nodes cost more than they save."""
 
+_MOVES = frozenset({"Cast", "Clip", "Flatten", "Gather", "Identity", "Reshape", "Slice", "Squeeze"})
+_MOVES |= {"Abs", "Add", "Max", "Min", "Mod", "Sub", "Transpose", "Unsqueeze", "Where"}
+"""Operators between the indices that a user feeds and those that a table is read with."""
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Table:
@@ -46,7 +50,7 @@ class Table:
 
 
 def find_tables(model: ir.Model) -> tuple[Table, ...]:
-    """Return the constants that are looked up by rows and are large enough to be worth it, the largest first."""
+    """Return the constants whose rows the inputs ask for, if they are large enough to be worth it, largest first."""
     found: dict[str, Table] = {}
     for node, _ in all_nodes(model):
         value = node.inputs[0] if node.op_type == "Gather" and node.domain in ("", "ai.onnx") else None
@@ -54,7 +58,8 @@ def find_tables(model: ir.Model) -> tuple[Table, ...]:
             continue
         users = [use.node for use in value.uses()]
         gathers = tuple(n for n in users if n.op_type == "Gather" and looks_up_rows(n))
-        if gathers and all(looks_up_rows(n) for n in users if n.op_type == "Gather"):
+        rows_only = all(looks_up_rows(n) for n in users if n.op_type == "Gather")
+        if gathers and rows_only and all(_reads_data(n.inputs[1]) for n in gathers):
             others = tuple(n for n in users if n not in gathers)
             found[value.name or ""] = Table(value, gathers, others)
     return tuple(sorted(found.values(), key=lambda t: (-t.shape[0] * t.shape[1], t.name)))
@@ -64,6 +69,16 @@ def looks_up_rows(node: ir.Node) -> bool:
     """Return True for a Gather of whole rows."""
     axis = node.attributes.get("axis")
     return axis is None or axis.as_int() in (0, -2)
+
+
+def _reads_data(indices: ir.Value | None) -> bool:
+    """Return True for indices that a user feeds; positions, which follow from shapes, are read all alike."""
+    value = indices
+    while value is not None and (node := value.producer()) is not None:
+        if node.op_type not in _MOVES:
+            return False
+        value = node.inputs[0] if node.inputs else None
+    return value is not None and value.const_value is None
 
 
 def _is_table(value: ir.Value) -> bool:

@@ -146,8 +146,15 @@ class RowCodes:
         planes = tuple(arrays[f"plane{n}"] for n in range(sum(k.startswith("plane") for k in arrays)))
         scales = tuple(arrays[f"scale{n}"] for n in range(sum(k.startswith("scale") for k in arrays)))
         mean = arrays["mean"]
-        parts = {"bits": arrays["bits"], "planes": planes, "scales": scales, "tables": arrays["tables"], "mean": mean}
-        made = cls(kind=RowKind(kind), columns=mean.size, **parts)
+        made = cls(
+            kind=RowKind(kind),
+            columns=mean.size,
+            bits=arrays["bits"],
+            planes=planes,
+            scales=scales,
+            tables=arrays["tables"],
+            mean=mean,
+        )
         made.check()
         return made
 

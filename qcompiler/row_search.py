@@ -87,7 +87,9 @@ class RowCandidates:
         natural = np.zeros((bits.size, most, groups), np.uint8)
         scales = np.zeros((bits.size, most), np.float16)
         for width, found in self.encoded.items():
-            chosen = bits == width
+            chosen = np.flatnonzero(bits == width)
+            if not chosen.size:
+                continue
             natural[chosen, :width] = found.codes[chosen]
             own = found.scales.shape[1]
             scales[chosen, :own] = found.scales[chosen]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -126,14 +126,17 @@ def _measure(
             sums[table].add(gradient, made[ids].numpy().astype(np.int64), swapped=swapped > 0)
 
 
+_Make = Callable[[str, torch.Tensor, torch.Tensor], torch.Tensor]
+
+
 class _Leaf:
     """Lets gradients end at the rows that a node read."""
 
-    def __init__(self, make: object, name: str, table: torch.Tensor) -> None:
+    def __init__(self, make: _Make, name: str, table: torch.Tensor) -> None:
         self._make, self._name, self._table = make, name, table
 
     def __call__(self, rows: torch.Tensor) -> torch.Tensor:
-        return self._make(self._name, self._table, rows)  # type: ignore[operator, no-any-return]
+        return self._make(self._name, self._table, rows)
 
 
 def _direction(output: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:

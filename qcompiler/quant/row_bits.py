@@ -105,7 +105,7 @@ def best_bits(losses: Counts, row_bytes: NDArray[np.int64], first: int, budget: 
     Raises:
         UsageError: the smallest width of all rows does not fit.
     """
-    rows, widths = losses.shape
+    rows = len(losses)
     least = rows * int(row_bytes[0])
     if least > budget:
         raise UsageError(f"rows of {first} bits take {least} bytes, more than {budget}; allow more bytes or fewer bits")
@@ -167,7 +167,7 @@ def geometric_bits(
 def cluster_sizes(rows: int, clusters: int, ratio: float) -> NDArray[np.int64]:
     """Return the sizes of geometric clusters, the smallest first for a ratio above 1: int64, they add up to rows."""
     ends = np.cumsum(ratio ** np.arange(clusters, dtype=np.float64))
-    return np.diff(np.round(rows * ends / ends[-1]).astype(np.int64), prepend=0)
+    return np.asarray(np.diff(np.round(rows * ends / ends[-1]).astype(np.int64), prepend=0), np.int64)
 
 
 def _hull(losses: Counts, row_bytes: NDArray[np.int64]) -> tuple[NDArray[np.int64], Counts, NDArray[np.int64]]:

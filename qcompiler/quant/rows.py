@@ -50,9 +50,9 @@ def sign_words() -> NDArray[np.float32]:
     return bits.astype(np.float32) * 2 - 1
 
 
-def error_power(errors: Rows, metric: NDArray[np.float64]) -> NDArray[np.float64]:
+def error_power(errors: Rows, metric: NDArray[np.floating]) -> NDArray[np.float64]:
     """Return ``e' M e`` of every row: float64, shape (rows,)."""
-    return np.einsum("rn,rn->r", errors @ metric.astype(np.float32), errors, dtype=np.float64)
+    return np.asarray(np.einsum("rn,rn->r", errors @ metric.astype(np.float32), errors, dtype=np.float64))
 
 
 def learn_words(rows: Rows, planes: int, seed: int, rounds: int = 12) -> NDArray[np.float32]:
@@ -218,7 +218,7 @@ class _Signs:
         return EncodedRows(packed, factors, error)
 
     def _sum(self, factors: NDArray[np.float32]) -> Rows:
-        return np.einsum("rp,rpn->rn", factors, self.signs)
+        return np.asarray(np.einsum("rp,rpn->rn", factors, self.signs), np.float32)
 
     def _sweep(self) -> None:
         patterns = 1 - 2 * ((np.arange(2**self.planes)[:, None] >> np.arange(self.planes)) & 1)
@@ -297,4 +297,4 @@ def _best_scale(
 
 
 def _on_grid(blocks: Rows, scale: NDArray[np.float32], half: int) -> NDArray[np.float32]:
-    return np.clip(np.rint(blocks / scale[..., None]), -half, half - 1)
+    return np.asarray(np.clip(np.rint(blocks / scale[..., None]), -half, half - 1), np.float32)
