@@ -30,7 +30,7 @@ from benchmarks.readers import tokenize
 from benchmarks.scoring import latency_ratios, open_session
 from benchmarks.tables import environment, markdown_table, wrapped
 from qcompiler.codec.bits import pack
-from qcompiler.codec.planes import pack_planes, row_order, rows_with
+from qcompiler.codec.planes import pack_planes, rows_with
 from qcompiler.model.load import load_model
 from qcompiler.model.save import save_model
 from qcompiler.pipeline import Pipeline
@@ -117,7 +117,7 @@ def random_codes(kind: RowKind, bits: npt.NDArray[np.uint8]) -> RowCodes:
     return RowCodes(
         kind=kind,
         columns=COLUMNS,
-        bits=bits[row_order(bits)] if kind is RowKind.GRID else bits,
+        bits=bits,
         planes=pack_planes(codes, bits),
         scales=scales,
         tables=tables,
@@ -301,7 +301,9 @@ def sentence_section(data: Path, folder: Path, seeds: Sequence[int]) -> str:
     before = spearman(original.similarity, gold, sets)
     rows = [["float", "46.88", f"{before[0]:.2f}", f"{before[1]:.2f}", "1", "1"]]
     rules = (MatchRule(pattern=f"^(?!.*{WORDS})", keep_float=True),)
-    recipe = Recipe(targets=("x86",), rules=rules, token_counts=str(folder / "counts.npy"))
+    recipe = Recipe(
+        targets=("x86",), rules=rules, token_counts=str(folder / "counts.npy"), embedding_bits=BUDGETS[0][1]
+    )
     for size, bits in BUDGETS:
         results, paths, stored = [], [], 0
         for seed in seeds:

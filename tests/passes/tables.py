@@ -13,7 +13,7 @@ from qcompiler.codec.planes import pack_planes, row_order, rows_with
 from qcompiler.plan import Role, TensorPlan
 from qcompiler.row_codes import RowCodes, RowKind
 from qcompiler.state import Fact, State
-from tests.compiling import start
+from tests.compiling import Fixed, start
 from tests.models import FLOAT, build
 
 ROWS, COLUMNS = 300, 32
@@ -46,6 +46,12 @@ def sentence_net() -> onnx.ModelProto:
     ]
     io = [("ids", INT64, [1, "length"])], [("y", FLOAT, [1, "length", 8])]
     return build(nodes, *io, {"w": table(), "mix": mix})
+
+
+def sentence_data(seed: int = 0, count: int = 6, length: int = 12) -> Fixed:
+    """Sentences that read few of the rows often: ``ids``, int64, shape (1, length) each."""
+    ids = np.minimum(np.random.default_rng(seed).geometric(0.05, (count, 1, length)) - 1, ROWS - 1)
+    return Fixed([{"ids": row} for row in ids])
 
 
 def made_codes(kind: RowKind, bits: np.ndarray, columns: int = COLUMNS, groups: int = 1) -> RowCodes:

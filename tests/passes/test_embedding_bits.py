@@ -16,24 +16,17 @@ from qcompiler.lookups import find_tables, read_counts, refuse_gate_counts
 from qcompiler.plan import CompressionPlan, Precision, Role
 from qcompiler.recipe import MatchRule, Recipe
 from qcompiler.row_codes import RowKind
-from tests.compiling import Fixed, context, run_passes, start
+from tests.compiling import context, run_passes, start
 from tests.models import FLOAT, build, save
-from tests.passes.tables import COLUMNS, INT64, ROWS, lookup_net, sentence_net, table
+from tests.passes.tables import COLUMNS, INT64, ROWS, lookup_net, sentence_data, sentence_net, table
 
 LENGTH = 12
-
-
-def readings(count: int = 6, seed: int = 0) -> Fixed:
-    """Sentences that read few of the rows often."""
-    rng = np.random.default_rng(seed)
-    ids = np.minimum(rng.geometric(0.05, (count, 1, LENGTH)) - 1, ROWS - 1)
-    return Fixed([{"ids": row} for row in ids])
 
 
 def decided(proto=None, options: str = "", **asked):
     """Return the entry of table ``w`` and the report of the pass."""
     state = start(sentence_net() if proto is None else proto)
-    where = context("x86", asked.pop("samples", readings()))
+    where = context("x86", asked.pop("samples", sentence_data()))
     recipe = replace(where.recipe, **{"embedding_bits": (1, 2), **asked})
     where = replace(where, recipe=recipe)
     found = run_passes(state, where, "place", f"embedding-bits{options}")
@@ -88,7 +81,7 @@ def test_read_rows_get_more_bits_than_others(tmp_path):
 
 
 def test_counts_of_the_samples_are_those_of_a_file(tmp_path):
-    samples = readings()
+    samples = sentence_data()
     ids = np.concatenate([s["ids"].reshape(-1) for s in samples.samples])
     (tmp_path / "counts.json").write_text(json.dumps(np.bincount(ids, minlength=ROWS).tolist()))
     counted, _ = decided(samples=samples)
@@ -101,7 +94,7 @@ def test_the_clusters_and_the_optimum_are_reported_and_either_can_be_taken():
     clusters, _ = decided(options="{allocation=clusters}")
     assert not np.array_equal(best.rows.bits, clusters.rows.bits)
     state = start(sentence_net())
-    where = context("x86", readings())
+    where = context("x86", sentence_data())
     where = replace(where, recipe=replace(where.recipe, embedding_bits=(1, 2)))
     _, reports = run_reports(state, where)
     notes = " ".join(reports["embedding-bits"].notes)
@@ -126,7 +119,7 @@ def test_an_error_budget():
 
 def test_the_metric_weighs_columns_by_what_they_do():
     state = start(sentence_net())
-    found = lookup_metrics(state.model, {"w": [("e", "ids")]}, readings(), 0)["w"]
+    found = lookup_metrics(state.model, {"w": [("e", "ids")]}, sentence_data(), 0)["w"]
     weight = np.diag(found.metric)
     assert np.trace(found.metric) == pytest.approx(COLUMNS)
     assert weight[:8].mean() > 2 * weight[-8:].mean()  # the matrix behind falls a hundredfold
@@ -194,12 +187,12 @@ def test_counts_that_are_no_array_are_refused(tmp_path):
 
 
 def test_counting_on_the_gates_samples_is_refused(tmp_path):
-    model, gate = start(sentence_net()).model, readings(seed=9)
+    model, gate = start(sentence_net()).model, sentence_data(9)
     ids = np.concatenate([s["ids"].reshape(-1) for s in gate.samples])
     np.save(tmp_path / "counts.npy", np.bincount(ids, minlength=ROWS))
     with pytest.raises(DataError, match="verified on; count on other text"):
         refuse_gate_counts(model, str(tmp_path / "counts.npy"), gate)
-    refuse_gate_counts(model, str(tmp_path / "counts.npy"), readings(seed=8))
+    refuse_gate_counts(model, str(tmp_path / "counts.npy"), sentence_data(8))
 
 
 def test_a_budget_below_the_smallest_size_is_refused():
@@ -208,7 +201,7 @@ def test_a_budget_below_the_smallest_size_is_refused():
 
 
 def test_a_target_that_decodes_no_rows_says_so():
-    state, where = start(sentence_net()), context("openvino", readings())
+    state, where = start(sentence_net()), context("openvino", sentence_data())
     where = replace(where, recipe=replace(where.recipe, embedding_bits=(1, 2)))
     with pytest.raises(UsageError, match="decodes no rows of embeddings"):
         run_passes(state, where, "place", "embedding-bits")
