@@ -104,6 +104,7 @@ def random_codes(kind: RowKind, bits: npt.NDArray[np.uint8]) -> RowCodes:
     """Return codes of a table of that many rows: times and sizes do not depend on what they stand for."""
     rng, most = np.random.default_rng(0), int(bits.max())
     mean = np.zeros(COLUMNS, np.float32)
+    scales: tuple[npt.NDArray[np.floating], ...]
     if kind is RowKind.GRID:
         planes = (pack(rng.integers(0, 2**most, bits.size * COLUMNS).astype(np.uint8), most).reshape(bits.size, -1),)
         scales = (np.ones((bits.size, COLUMNS // 128), np.float32), np.zeros((bits.size, 1), np.float16))

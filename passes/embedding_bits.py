@@ -229,8 +229,7 @@ class _Work:
         share = table.shape[0] * table.shape[1] / self.numbers
         middle = (smallest + largest) // 2
         if asked is None:
-            allowed = middle if limit is None else max(smallest, min(middle, int(SIZE_SHARE * limit * share)))
-            return allowed
+            return middle if limit is None else max(smallest, min(middle, int(SIZE_SHARE * limit * share)))
         if int(asked * share) < smallest:
             fewest = (self.context.recipe.embedding_bits or (0, 0))[0]
             hint = "allow more bytes" if fewest == 0 else f"allow more bytes, or fewer bits than {fewest}"
