@@ -48,7 +48,7 @@ TOKENS = (8, 32)
 MINILM = "models/all_minilm_l6_v2.onnx"
 WORDS = "word_embeddings"
 GRADIENT_SENTENCES = 96
-BUDGETS = ((1_900_000, (1, 2)), (1_600_000, (0, 2)))
+BUDGETS = ((1_900_000, (0, 2)), (1_600_000, (0, 2)))
 """Bytes of the table with everything that decodes it, and the fewest and most bits of a row."""
 RESAMPLES = 400
 
