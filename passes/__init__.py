@@ -11,6 +11,7 @@ PASSES: dict[str, str] = {
     "choose-matmuls": "qcompiler.passes.choose_matmuls:ChooseMatmuls",
     "place": "qcompiler.passes.place:Place",
     "observe": "qcompiler.passes.observe:Observe",
+    "embedding-bits": "qcompiler.passes.embedding_bits:EmbeddingBits",
     "allocate-bits": "qcompiler.passes.allocate_bits:AllocateBits",
     "calibrate": "qcompiler.passes.calibrate:Calibrate",
     "scale-weights": "qcompiler.passes.scale_weights:ScaleWeights",
@@ -22,6 +23,7 @@ PASSES: dict[str, str] = {
     "joint-clip-search": "qcompiler.passes.joint_clip_search:JointClipSearch",
     "reconstruct-blocks": "qcompiler.passes.reconstruct_blocks:ReconstructBlocks",
     "fine-tune": "qcompiler.passes.fine_tune:FineTune",
+    "pack-embeddings": "qcompiler.passes.pack_embeddings:PackEmbeddings",
     "insert-qdq": "qcompiler.passes.insert_qdq:InsertQdq",
     "align-channels": "qcompiler.passes.align_channels:AlignChannels",
     "pad-codes": "qcompiler.passes.pad_codes:PadCodes",
@@ -50,6 +52,7 @@ WITH_DATA = (
     "choose-matmuls",
     "place",
     "observe",
+    "embedding-bits",
     "allocate-bits",
     "scale-weights",
     "solve-codes",
@@ -64,6 +67,7 @@ WITHOUT_DATA = (
     "estimate-statistics",
     "choose-matmuls",
     "place",
+    "embedding-bits",
     "allocate-bits",
     "scale-weights",
     "solve-codes",
@@ -88,7 +92,13 @@ TRAINING = ("solve-on-prefix", "fine-tune")
 SETTLING = frozenset({"correct-bias"})
 """Passes that run again behind each of these: what they decide follows from what a search changed."""
 
-_PLAIN = ("allocate-bits{measured=false}", "scale-weights{rounding=nearest}", "prune", "calibrate{method=minmax}")
+_PLAIN = (
+    "embedding-bits{measured=false}",
+    "allocate-bits{measured=false}",
+    "scale-weights{rounding=nearest}",
+    "prune",
+    "calibrate{method=minmax}",
+)
 
 MINIMAL = {
     True: (*_REWRITES, "place", "observe", *_PLAIN),

@@ -17,9 +17,9 @@ from qcompiler.pruning.prunable import Prunable, check_methods, prunable
 from qcompiler.pruning.walk import Removed, Walk
 from qcompiler.quant.pruning import Pattern
 from qcompiler.quant.sparsity import SparsitySearch
-from qcompiler.recipe import Sparsity
 from qcompiler.records import Metric, PassReport, Table, TableRow
 from qcompiler.samples import class_outputs
+from qcompiler.sparsity import Sparsity
 from qcompiler.state import Context, Fact, State
 
 BY_EFFORT = {0: "magnitude", 1: "surgeon+alternating"}

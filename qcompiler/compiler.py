@@ -16,6 +16,7 @@ from qcompiler.flow.job import Job, Stopwatch
 from qcompiler.gate.metrics import check_metric
 from qcompiler.interrupts import finish_on_signals
 from qcompiler.layers import frontier_report, histograms, kept_constants, layer_reports
+from qcompiler.lookups import refuse_gate_counts
 from qcompiler.model.load import load_model
 from qcompiler.model.save import OutputFolder
 from qcompiler.passes import IMPROVING, MINIMAL, SETTLING, TRAINING, WITH_DATA, WITHOUT_DATA
@@ -99,6 +100,7 @@ def compile_model(
     for target in targets:
         check_shapes(target, loaded.model)
     samples = prepare_samples(loaded.model, recipe)
+    refuse_gate_counts(loaded.model, recipe.token_counts, samples.verification)
     seconds = time.perf_counter() - started
     job = Job(path, loaded, samples, recipe, tuple(command), progress, seconds, tuple(targets), emulator, budget)
     results = _compiled(job, outputs)

@@ -101,7 +101,7 @@ def _carrier(node: ir.Node, plan: CompressionPlan) -> str:
 def _weight(node: ir.Node, plan: CompressionPlan) -> TensorPlan | None:
     for value in node.inputs:
         entry = plan.tensors.get(value.name or "") if value is not None else None
-        if entry is not None and entry.role is Role.WEIGHT:
+        if entry is not None and entry.role in (Role.WEIGHT, Role.TABLE):
             return entry
     return None
 
@@ -116,7 +116,9 @@ def _bytes(node: ir.Node, plan: CompressionPlan, counted: set[str]) -> tuple[int
         size = value.const_value.nbytes
         before += size
         entry = plan.tensors.get(value.name or "")
-        if entry is None or entry.spec is None or entry.scale is None:
+        if entry is not None and entry.rows is not None:
+            after += entry.rows.stored_bytes
+        elif entry is None or entry.spec is None or entry.scale is None:
             after += size
         else:
             after += packed_bytes(value.const_value.size, entry.spec.num_bits) + entry.scale.nbytes
@@ -225,7 +227,8 @@ def kept_constants(state: State, reports: Sequence[PassReport]) -> tuple[Skip, .
         for value in graph.initializers.values():
             name, users = value.name or "", list(value.uses())
             entry = state.plan.tensors.get(name)
-            if not is_float_constant(value) or not users or (entry is not None and entry.scale is not None):
+            stored = entry is not None and (entry.scale is not None or entry.rows is not None)
+            if not is_float_constant(value) or not users or stored:
                 continue
             weight_use = next((u for u in users if u.idx in weight_operands(u.node)), None)
             if weight_use is None:

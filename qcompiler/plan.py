@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from qcompiler.errors import InputError, QCompileError
 from qcompiler.quant.grid import spread
+from qcompiler.row_codes import RowCodes
 
 PLAN_SCHEMA = "qcompile.plan/1"
 
@@ -48,6 +49,8 @@ class Role(enum.StrEnum):
     WEIGHT = "weight"
     ACTIVATION = "activation"
     BIAS = "bias"
+    TABLE = "table"
+    """Rows that are decoded when they are looked up, each with its own number of bits."""
     FACTORS = "factors"
     """Channel factors that a rewrite moved between layers, kept so that it can be repeated."""
 
@@ -110,6 +113,7 @@ class TensorPlan:
             levels only if 0 is one of them.
         encoding: how the file stores the codes, such as the name of a sparse format; None is as they are.
         correction: float64 of shape (channels,): what to add to a bias, or the factors of FACTORS.
+        rows: what a TABLE stores of its rows; its ``spec`` and ``scale`` are None.
         clip: the real-valued range the grid covers, (low, high), for reports.
         error_db: SQNR of the quantized tensor against the float one, in dB, where it was computed.
         decided_by: the passes that touched this entry, in order.
@@ -126,6 +130,7 @@ class TensorPlan:
     sparsity: float | None = None
     encoding: str | None = None
     correction: NDArray[np.float64] | None = None
+    rows: RowCodes | None = None
     clip: tuple[float, float] | None = None
     error_db: float | None = None
     decided_by: tuple[str, ...] = ()
@@ -190,7 +195,8 @@ class CompressionPlan:
     @property
     def compresses(self) -> bool:
         """True if at least one weight is to be stored in integers."""
-        return any(t.role is Role.WEIGHT and t.scale is not None for t in self.tensors.values())
+        stored = (t.rows is not None or (t.role is Role.WEIGHT and t.scale is not None) for t in self.tensors.values())
+        return any(stored)
 
     def activation(self, name: str) -> TensorPlan | None:
         """Return the activation entry of a value, or None if it stays float."""
@@ -310,7 +316,22 @@ def _tensor_to_json(tensor: TensorPlan, arrays: dict[str, NDArray[Any]]) -> dict
             key = f"{len(arrays):06d}"
             arrays[key] = array
             entry[name] = key
+    if tensor.rows is not None:
+        entry["rows"] = _rows_to_json(tensor.rows, arrays)
     return entry
+
+
+def _rows_to_json(rows: RowCodes, arrays: dict[str, NDArray[Any]]) -> dict[str, Any]:
+    named = rows.to_arrays()
+    keys = {name: f"{len(arrays) + number:06d}" for number, name in enumerate(named)}
+    arrays.update((keys[name], array) for name, array in named.items())
+    return {"kind": str(rows.kind), "arrays": keys}
+
+
+def _rows_from_json(entry: dict[str, Any] | None, arrays: dict[str, NDArray[Any]]) -> RowCodes | None:
+    if entry is None:
+        return None
+    return RowCodes.from_arrays(entry["kind"], {name: arrays[key] for name, key in entry["arrays"].items()})
 
 
 def _tensor_from_json(entry: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> TensorPlan:
@@ -329,4 +350,5 @@ def _tensor_from_json(entry: dict[str, Any], arrays: dict[str, NDArray[Any]]) ->
         codes=arrays[entry["codes"]] if "codes" in entry else None,
         levels=arrays[entry["levels"]] if "levels" in entry else None,
         correction=arrays[entry["correction"]] if "correction" in entry else None,
+        rows=_rows_from_json(entry.get("rows"), arrays),
     )

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 from qcompiler.errors import UsageError
+from qcompiler.sparsity import Sparsity
 
 MAX_EFFORT = 3
 METRICS = ("auto", "top1", "sqnr", "cosine")
@@ -93,36 +94,6 @@ class ImagePreprocessing:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Sparsity:
-    """How many weights are to become 0.
-
-    Attributes:
-        share: of the weights of all Conv, MatMul and Gemm together, from 0 to below 1; None: as many as the file
-            size asks for or, without one, as many as the floors on accuracy bear.
-        allocation: "measured", each layer by what it costs, or "uniform", the same in every layer.
-        pattern: (N, M) keeps N of every M neighboring input channels; the target must run it.
-    """
-
-    share: float | None
-    allocation: str = "measured"
-    pattern: tuple[int, int] | None = None
-
-    def __post_init__(self) -> None:
-        if self.share is not None and not 0 <= self.share < 1:
-            raise UsageError(f"sparsity is {self.share:g}; it is a share from 0 to below 1: some weights must stay")
-        if self.pattern is not None and not 0 < self.pattern[0] < self.pattern[1]:
-            raise UsageError(f"there is no {self.pattern[0]}:{self.pattern[1]}; of N:M, N is at least 1 and below M")
-        _one_of("sparsity", self.allocation, ("measured", "uniform"))
-
-    def __str__(self) -> str:
-        """Return it as it is written."""
-        if self.pattern is not None:
-            return f"{self.pattern[0]}:{self.pattern[1]}"
-        share = "auto" if self.share is None else f"{self.share:g}"
-        return f"{share}:uniform" if self.allocation == "uniform" else share
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class MatchRule:
     """A rule for the nodes and tensors whose name the pattern finds; the later rule wins.
 
@@ -168,6 +139,9 @@ class Recipe:
         sparsity: how many weights become 0; None prunes nothing.
         sparse_format: how pruned weights are stored: "auto" is the smallest file; "f2f" (fixed-to-fixed streams),
             "bitmask", "delta" and "dense" are as asked where a session can decode them.
+        embedding_bits: (fewest, most) bits of every row of embedding tables; None leaves the tables to ``place``.
+        embedding_bytes: what all these tables may take in the file; None takes a default, see ``embedding-bits``.
+        token_counts: a file that says how often every token occurs; None counts the calibration samples.
         effort: 0 is min-max without any search, 1 searches, 2 also places nodes by measured latency and improves
             weights below 8 bits, 3 improves them for as long as it takes; see ``qcompiler.passes.IMPROVING``.
         max_time_s: when searches end with the best that was verified, in seconds; None: when they are done.
@@ -190,6 +164,9 @@ class Recipe:
     allocation: str = "limits"
     sparsity: Sparsity | None = None
     sparse_format: str = "auto"
+    embedding_bits: tuple[int, int] | None = None
+    embedding_bytes: int | None = None
+    token_counts: str | None = None
     effort: int = 1
     max_time_s: float | None = None
     max_memory_bytes: int | None = None
@@ -225,6 +202,7 @@ class Recipe:
         for name in ("threads", "calibration_samples", "verify_samples"):
             if getattr(self, name) < 1:
                 raise UsageError(f"{name} must be at least 1, got {getattr(self, name)}")
+        self._check_embeddings()
         _one_of("verify", self.verify, VERIFIERS)
         _one_of("allocation", self.allocation, ALLOCATIONS)
         _one_of("sparse_format", self.sparse_format, SPARSE_FORMATS)
@@ -234,6 +212,16 @@ class Recipe:
             raise UsageError(f"metric is {self.metric!r}; it must be {', '.join(METRICS)} or module:function")
         for text in self.passes or ():
             parse_passes(text)
+
+    def _check_embeddings(self) -> None:
+        if self.embedding_bits is None:
+            for name in ("embedding_bytes", "token_counts"):
+                if getattr(self, name) is not None:
+                    raise UsageError(f"{name} says nothing without embedding_bits; give --embedding-bits auto too")
+            return
+        fewest, most = self.embedding_bits
+        if not 0 <= fewest <= most <= max(WEIGHT_BITS) or not most:
+            raise UsageError(f"embedding_bits is {fewest}-{most}; rows have 0 to 8 bits, the fewest first")
 
     @property
     def bits(self) -> str:
@@ -291,27 +279,23 @@ def bits_fields(text: str) -> dict[str, Any]:
     return {"weight_bits": weights, "activation_bits": activations, "allocation": allocation}
 
 
-def parse_sparsity(text: str) -> Sparsity:
-    """Return the sparsity of ``0.7``, ``70%``, ``0.7:uniform``, ``auto``, ``auto:uniform`` or ``2:4``.
+AUTO_EMBEDDING_BITS = (1, 2)
+"""Two planes are the most that keep mixed rows below four times the time of a float lookup."""
+
+
+def parse_embedding_bits(text: str | int) -> tuple[int, int]:
+    """Return (fewest, most) bits of a row for ``auto``, ``4`` or ``0-2``.
 
     Raises:
-        UsageError: the text does not follow that form, or is no share below 1.
+        UsageError: the text does not follow that form.
     """
-    form = f"{text!r} is no sparsity; write a share such as 0.7 or 70%, 0.7:uniform, auto, or a pattern such as 2:4"
-    wanted, colon, how = text.strip().lower().partition(":")
-    if colon and wanted.isdecimal() and how.isdecimal():
-        pattern = int(wanted), int(how)
-        return Sparsity(share=1 - pattern[0] / max(pattern[1], 1), allocation="uniform", pattern=pattern)
-    if colon and how != "uniform":
-        raise UsageError(form)
-    allocation = "uniform" if colon else "measured"
+    wanted = str(text).strip().lower()
     if wanted == "auto":
-        return Sparsity(share=None, allocation=allocation)
-    try:
-        value = float(wanted.removesuffix("%")) / (100 if wanted.endswith("%") else 1)
-    except ValueError as error:
-        raise UsageError(form) from error
-    return Sparsity(share=value, allocation=allocation)
+        return AUTO_EMBEDDING_BITS
+    found = re.fullmatch(r"([0-8])(?:-([0-8]))?", wanted)
+    if not found:
+        raise UsageError(f"{text!r} is no number of bits for rows: write auto, one number, or a range such as 0-2")
+    return int(found[1]), int(found[2] or found[1])
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,9 +17,10 @@ from qcompiler.recipe import (
     MatchRule,
     Recipe,
     bits_fields,
+    parse_embedding_bits,
     parse_passes,
-    parse_sparsity,
 )
+from qcompiler.sparsity import parse_sparsity
 
 _SIZE_UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
@@ -110,7 +111,7 @@ def _read_toml(path: Path) -> dict[str, Any]:
         raise UsageError(f"cannot read {path}: {error.strerror}; check --config") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UsageError(f"{path} is not valid TOML: {error}") from error
-    for key in ("data", "labels", "replay"):
+    for key in ("data", "labels", "replay", "token_counts"):
         value = document.get(key)
         if isinstance(value, str) and not CALLABLE.match(value):
             document[key] = str(path.parent / value)
@@ -201,6 +202,9 @@ _KEYS: dict[str, tuple[str, _Reader]] = {
     "bits": ("bits", _text),
     "sparsity": ("sparsity", lambda value: parse_sparsity(str(value))),
     "sparse_format": ("sparse_format", _text),
+    "embedding_bits": ("embedding_bits", parse_embedding_bits),
+    "embedding_bytes": ("embedding_bytes", parse_size),
+    "token_counts": ("token_counts", _text),
     "effort": ("effort", _integer),
     "max_time": ("max_time_s", parse_duration),
     "fine_tune": ("fine_tune_minutes", _number),

@@ -3,8 +3,9 @@
 import pytest
 
 from qcompiler.errors import UsageError
-from qcompiler.recipe import Floors, MatchRule, PassRequest, Recipe, bits_fields, parse_passes, parse_sparsity
+from qcompiler.recipe import Floors, MatchRule, PassRequest, Recipe, bits_fields, parse_passes
 from qcompiler.recipe_file import load_recipe, parse_share, parse_size
+from qcompiler.sparsity import parse_sparsity
 
 FILE = """
 targets = ["arm:cortex-a72", "x86"]

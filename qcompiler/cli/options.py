@@ -85,6 +85,18 @@ _OPTIONS = (
         "docs/sparse-formats.md.",
     ),
     _how(
+        "--embedding-bits",
+        metavar="auto|N|L-H",
+        help="Bits of every row of embedding tables, decoded at each lookup: N for all, L-H by how much each row "
+        "matters (0 to 8), auto for 1-2. Default: 8 bits, decoded at load. See docs/embeddings.md.",
+    ),
+    _how("--embedding-bytes", metavar="SIZE", help="What these tables may take, all together, such as 1.9MB."),
+    _how(
+        "--token-counts",
+        metavar="FILE",
+        help="How often every token occurs: .npy, or JSON with a list. Default: counted on the calibration samples.",
+    ),
+    _how(
         "-O",
         "effort",
         type=int,

@@ -11,7 +11,7 @@ from qcompiler.errors import UsageError
 from qcompiler.pruning.curves import Curves
 from qcompiler.quant.allocation import kilobytes
 from qcompiler.quant.sparsity import Curve, SparsitySearch, allocated, stored_bytes
-from qcompiler.recipe import Sparsity
+from qcompiler.sparsity import Sparsity
 from qcompiler.state import Context, State
 
 CANDIDATES = tuple(float(s) for s in np.round(np.arange(0.0, 0.96, 0.05), 2))

@@ -18,11 +18,12 @@ from qcompiler.lowering import with_aligned_channels
 from qcompiler.model.save import to_proto
 from qcompiler.plan import CompressionPlan, Precision, Role
 from qcompiler.protocols import MatMulForm
-from qcompiler.recipe import parse_sparsity
+from qcompiler.sparsity import parse_sparsity
 from qcompiler.state import Context, State
 from tests.compiling import PLANNING, context, run_passes, samples, start
 from tests.models import FLOAT, build, conv_net, token_net
 from tests.passes.sparse import pruned
+from tests.passes.tables import sentence_data, sentence_net
 from tests.targets.operators import around
 
 BEFORE_LOWERING = ("fold-batch-norm", *PLANNING, "correct-bias")
@@ -37,6 +38,8 @@ BEFORE: dict[str, tuple[str, ...]] = {
     "place": ("fold-batch-norm",),
     "observe": ("fold-batch-norm", "place"),
     "allocate-bits": ("fold-batch-norm", "place", "observe"),
+    "embedding-bits": ("place", "observe"),
+    "pack-embeddings": ("place", "observe", "embedding-bits{measured=false}"),
     "scale-weights": ("fold-batch-norm", "place", "observe"),
     "calibrate": ("fold-batch-norm", "place", "observe", "scale-weights"),
     "solve-codes": ("fold-batch-norm", "place", "observe", "scale-weights"),
@@ -128,6 +131,8 @@ SEARCHES = frozenset({"solve-on-prefix", "clip-round-search", "joint-clip-search
 
 MODELS: dict[str, Callable[[], onnx.ModelProto]] = {
     "widen-float16": half_net,
+    "embedding-bits": sentence_net,
+    "pack-embeddings": sentence_net,
     "equalize-channels": uneven_net,
     "smooth-activations": token_outlier_net,
     "choose-matmuls": token_outlier_net,
@@ -158,9 +163,12 @@ def before(name: str) -> tuple[State, Context]:
     """Return a state in which a pass finds all it needs and something to do, and the context."""
     proto = MODELS.get(name, lambda: conv_net(channels=16))()
     state = start(proto)
-    data = samples(state.model, free=3)
+    tables = MODELS.get(name) is sentence_net
+    data, accepted = (sentence_data(seed) if tables else samples(state.model, seed=seed, free=3) for seed in (0, 1))
     target, bits = FOR.get(name, ("x86", "W8A8"))
-    where = replace(context(target, data, bits=bits), acceptance=samples(state.model, seed=1, free=3))
+    where = replace(context(target, data, bits=bits), acceptance=accepted)
+    if tables:
+        where = replace(where, recipe=replace(where.recipe, embedding_bits=(1, 2)))
     if name == "matmul-nbits":
         state = replace(state, plan=with_form(state.plan, "head", MatMulForm(Precision.BLOCKWISE, 8, 32, 4)))
     if name == "prune":

@@ -16,13 +16,14 @@ from qcompiler.pruning.choice import best_way, ways_to_divide
 from qcompiler.pruning.curves import measured_curves
 from qcompiler.pruning.prunable import prunable
 from qcompiler.quant.grid import dequantize
-from qcompiler.recipe import Floors, MatchRule, Recipe, bits_fields, parse_sparsity
+from qcompiler.recipe import Floors, MatchRule, Recipe, bits_fields
 from qcompiler.records import Floor, Verdict
 from qcompiler.registry import load_target, make_pass
 from qcompiler.repair.bits import rescaling
 from qcompiler.repair.regions import FEWER_ZEROS, Repair
 from qcompiler.runtime.available import check_target
 from qcompiler.runtime.capture import Executor
+from qcompiler.sparsity import parse_sparsity
 from qcompiler.trials.acceptance import FileSize
 from tests.compiling import lowered, run_passes, samples, start
 from tests.models import FLOAT, build, conv_net, token_net

@@ -1,0 +1,198 @@
+"""From a table and what its rows are worth to codes: every row at every width first, then each at its own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qcompiler.codec.bits import pack
+from qcompiler.codec.planes import pack_planes, row_order, rows_with
+from qcompiler.quant.rows import (
+    CHUNK,
+    GROUP,
+    EncodedRows,
+    Rows,
+    encode_grid,
+    encode_signs,
+    encode_words,
+    error_power,
+    learn_words,
+    padded,
+)
+from qcompiler.row_codes import RowCodes, RowKind
+
+LARGEST_BLOCK, SMALLEST_BLOCK = 128, 16
+"""Columns that share a scale on a grid: powers of two that the runtime takes."""
+_SCALE_BYTES = 2
+_AT_A_TIME = 16 * CHUNK
+
+Watch = Callable[[int, int], None]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class RowProblem:
+    """One table and what an error in it costs.
+
+    Attributes:
+        table: float32, shape (rows, columns).
+        importance: float64, shape (rows,): cost of one unit of error in a row.
+        metric: float64, shape (columns, columns): what an error of a row is, as a quadratic form.
+        kind: words or signs.
+        seed: of the words' random start.
+    """
+
+    table: NDArray[np.float32]
+    importance: NDArray[np.float64]
+    metric: NDArray[np.float64]
+    kind: RowKind = RowKind.PRODUCT
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class RowCandidates:
+    """All rows of a table at every width.
+
+    Attributes:
+        first: the fewest bits, that of the first width.
+        losses: float64, shape (rows, widths): importance times error, at most that of the width before.
+        row_bytes: int64, shape (widths,): planes and scales of one row.
+        power: importance times power of the rows without their mean, summed: the loss at 0 bits.
+        mean: float32, shape (columns,).
+        encoded: width -> the codes of all rows.
+        tables: float32, shape (planes, 256, 8): the words; none for signs.
+    """
+
+    kind: RowKind
+    first: int
+    losses: NDArray[np.float64]
+    row_bytes: NDArray[np.int64]
+    power: float
+    mean: NDArray[np.float32]
+    encoded: dict[int, EncodedRows]
+    tables: NDArray[np.float32]
+
+    def fixed_bytes(self) -> int:
+        """Return what the table takes beside its rows: words, mean row, and the map of rows."""
+        rows = len(self.losses)
+        ranks = 0 if len(self.row_bytes) == 1 else rows * (2 if rows <= 1 << 16 else 4)
+        return ranks + self.tables.nbytes + self.mean.nbytes
+
+    def codes(self, bits: NDArray[np.uint8]) -> RowCodes:
+        """Return the codes of a table whose rows have these bits: uint8, shape (rows,)."""
+        most, columns = int(bits.max(initial=0)), self.mean.size
+        groups = -(-columns // GROUP)
+        natural = np.zeros((bits.size, most, groups), np.uint8)
+        scales = np.zeros((bits.size, most), np.float16)
+        for width, found in self.encoded.items():
+            chosen = np.flatnonzero(bits == width)
+            if not chosen.size:
+                continue
+            natural[chosen, :width] = found.codes[chosen]
+            own = found.scales.shape[1]
+            scales[chosen, :own] = found.scales[chosen]
+        order = row_order(bits)
+        stored = 1 if self.kind is RowKind.PRODUCT else most
+        return RowCodes(
+            kind=self.kind,
+            columns=columns,
+            bits=bits,
+            planes=pack_planes(natural, bits),
+            scales=tuple(scales[order[: rows_with(bits, p)], p : p + 1] for p in range(min(stored, most))),
+            tables=self.tables[:most],
+            mean=self.mean,
+        )
+
+
+def candidates(problem: RowProblem, fewest: int, most: int, watch: Watch) -> RowCandidates:
+    """Return all rows at every width from ``fewest`` to ``most`` bits, 0 to 8.
+
+    Args:
+        problem: the table.
+        fewest: bits of the first width.
+        most: bits of the last one.
+        watch: is told how many rows are done, of how many.
+    """
+    mean = weighted_mean(problem)
+    rows = padded(problem.table - mean)
+    metric = _padded_metric(problem.metric, rows.shape[1])
+    words = problem.kind is RowKind.PRODUCT
+    tables = learn_words(rows, most, problem.seed) if words and most else np.zeros((0, 256, GROUP), np.float32)
+    widths, total = range(fewest, most + 1), (most - fewest + 1) * len(rows)
+    power = problem.importance * error_power(rows, metric)
+    losses, encoded = np.empty((len(rows), len(widths))), {}
+    for number, width in enumerate(widths):
+        if width == 0:
+            losses[:, number] = power
+            continue
+        parts = []
+        for start in range(0, len(rows), _AT_A_TIME):
+            own = rows[start : start + _AT_A_TIME]
+            found = encode_words(own, metric, tables[:width]) if words else encode_signs(own, metric, width)
+            parts.append(found)
+            watch(number * len(rows) + start + len(own), total)
+        encoded[width] = EncodedRows(
+            *(np.concatenate([getattr(p, name) for p in parts]) for name in ("codes", "scales", "error"))
+        )
+        losses[:, number] = problem.importance * encoded[width].error
+    losses = np.minimum.accumulate(losses, axis=1)
+    groups = rows.shape[1] // GROUP
+    sizes = [w * groups + (0 if w == 0 else _SCALE_BYTES * (1 if words else w)) for w in widths]
+    own_bytes = np.asarray(sizes, np.int64)
+    return RowCandidates(
+        problem.kind, fewest, losses, own_bytes, float(power.sum()), mean, encoded, tables.astype(np.float32)
+    )
+
+
+def weighted_mean(problem: RowProblem) -> NDArray[np.float32]:
+    """Return the row that leaves the least weighted power when it is taken off: float32, shape (columns,)."""
+    weights = problem.importance / problem.importance.sum()
+    return np.asarray(weights @ problem.table, np.float32)
+
+
+def grid_block(columns: int) -> int:
+    """Return the largest block of columns that a scale may stand for, 0 where no block divides them."""
+    blocks = (2**n for n in range(LARGEST_BLOCK.bit_length() - 1, SMALLEST_BLOCK.bit_length() - 2, -1))
+    return next((block for block in blocks if columns % block == 0), 0)
+
+
+def grid_codes(problem: RowProblem, bits: int) -> RowCodes:
+    """Return a table with all rows on grids of 2, 4 or 8 bits; its columns must be a multiple of some block."""
+    mean = weighted_mean(problem)
+    block = grid_block(mean.size)
+    parts = [encode_grid(part, bits, block) for part in _chunks(problem.table - mean)]
+    codes, scales, offsets = (np.concatenate(list(column)) for column in zip(*parts, strict=True))
+    return RowCodes(
+        kind=RowKind.GRID,
+        columns=mean.size,
+        bits=np.full(len(codes), bits, np.uint8),
+        planes=(pack(codes, bits).reshape(len(codes), -1),),
+        scales=(scales, offsets),
+        tables=np.zeros((0, 256, GROUP), np.float32),
+        mean=mean,
+    )
+
+
+def lost_share(problem: RowProblem, codes: RowCodes) -> float:
+    """Return the weighted power of the errors, as a share of that of the rows without their mean."""
+    left = power = 0.0
+    decoded = codes.decode()
+    for start in range(0, codes.rows, _AT_A_TIME):
+        part = slice(start, start + _AT_A_TIME)
+        rows, own = problem.table[part], problem.importance[part]
+        left += float(own @ error_power(rows - decoded[part], problem.metric))
+        power += float(own @ error_power(rows - codes.mean, problem.metric))
+    return left / power if power > 0 else 0.0
+
+
+def _padded_metric(metric: NDArray[np.float64], columns: int) -> NDArray[np.float64]:
+    more = columns - len(metric)
+    found = np.pad(metric, (0, more))
+    found[range(len(metric), columns), range(len(metric), columns)] = 1.0
+    return found
+
+
+def _chunks(rows: Rows) -> list[Rows]:
+    return [rows[i : i + _AT_A_TIME] for i in range(0, len(rows), _AT_A_TIME)]
