@@ -39,7 +39,7 @@ BEFORE: dict[str, tuple[str, ...]] = {
     "observe": ("fold-batch-norm", "place"),
     "allocate-bits": ("fold-batch-norm", "place", "observe"),
     "embedding-bits": ("place", "observe"),
-    "pack-embeddings": ("place", "observe", "embedding-bits{measured=false}"),
+    "pack-embeddings": ("place", "observe", "embedding-bits{measured=false}", *PLANNING[2:]),
     "scale-weights": ("fold-batch-norm", "place", "observe"),
     "calibrate": ("fold-batch-norm", "place", "observe", "scale-weights"),
     "solve-codes": ("fold-batch-norm", "place", "observe", "scale-weights"),
