@@ -245,6 +245,8 @@ def subjects(arguments: Arguments, scratch: Path) -> Iterator[Subject]:
 def evaluate(subject: Subject, arguments: Arguments, keep: Path) -> None:
     """Run all settings on one model, but for those that are kept, and keep their runs and files."""
     for setting in arguments.settings:
+        if setting.kind == PLAIN and not ends_in_eight_bits(subject.path):
+            continue
         for seed in arguments.seeds[:1] if setting.kind == RIVAL else arguments.seeds:
             kept = kept_path(keep, subject.model, setting, seed)
             if kept.is_file():

@@ -190,8 +190,10 @@ def words(setting: Setting, seed: int, rows: int, classes: bool = True) -> list[
 
 
 def ends_in_eight_bits(model: Path) -> str:
-    """Return a recipe that gives the first and the last layer with weights 8 bits."""
+    """Return a recipe that gives the first and the last layer with weights 8 bits; "" where these have no names."""
     nodes = [n for n in onnx.load(model, load_external_data=False).graph.node if n.op_type in MULTIPLIED]
+    if not (nodes[0].name and nodes[-1].name):
+        return ""
     tables = [f"[match.'^{re.escape(n.name)}$']\nbits = 8\n" for n in (nodes[0], nodes[-1])]
     return "\n".join(tables)
 

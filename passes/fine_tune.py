@@ -50,7 +50,7 @@ class FineTune:
     improving: ClassVar[bool] = True
     steps: int = 0
     period: int = 1
-    rate: float = 0.002
+    rate: float = 0.004
     rounds: int = 4
     features: float = 3.0
     rows: int = 16

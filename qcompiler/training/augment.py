@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
-SHIFT = 1 / 16
-"""Largest shift of a photograph, as a share of its side."""
+SMALLEST_PART = 0.3
+"""Smallest part of a photograph that is shown, as a share of its area."""
+LONGEST_PART = 4 / 3
+"""Most by which a part is longer one way than the other, in shares of the photograph's sides."""
 
 
 def varied(feeds: dict[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
     """Return feeds that differ a little from the given ones.
 
-    Photographs (rank 4 with three channels) are mirrored and shifted; then half of the rows of every floating-point
-    input of a model with a single input are mixed with another row. Everything else is returned as it is.
+    Of photographs (rank 4 with three channels) random parts are shown, mirrored or not; then half of the rows of every
+    floating-point input of a model with a single input are mixed with another row. Everything else is returned as it
+    is.
 
     Args:
         feeds: stacked rows by input name.
         generator: on the CPU; decides everything.
 
-    Source: Zhang et al. 2018, mixup: Beyond Empirical Risk Minimization (arXiv:1710.09412), with alpha = 1. Differs:
-    labels are not mixed, for the float model is asked about the mixture.
+    Source: Szegedy et al. 2015, Going Deeper with Convolutions (arXiv:1409.4842), section 6, for the parts; Zhang et
+    al. 2018, mixup: Beyond Empirical Risk Minimization (arXiv:1710.09412), with alpha = 1. Differs: labels are not
+    mixed, for the float model is asked about the mixture.
     """
     if len(feeds) != 1:
         return feeds
@@ -36,16 +42,19 @@ def varied(feeds: dict[str, Tensor], generator: torch.Generator) -> dict[str, Te
 
 
 def _moved(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Return images of shape (rows, 3, height, width), each shifted and perhaps mirrored; edges are repeated."""
-    count, _, height, width = images.shape
-    flips = torch.rand(count, generator=generator) < 0.5
-    reach = torch.tensor([max(1, round(height * SHIFT)), max(1, round(width * SHIFT))])
-    shifts = (torch.rand(count, 2, generator=generator) * (2 * reach + 1)).long() - reach
-    down = (torch.arange(height) + shifts[:, :1]).clamp(0, height - 1).to(images.device)
-    across = (torch.arange(width) + shifts[:, 1:]).clamp(0, width - 1)
-    across = torch.where(flips[:, None], across.flip(1), across).to(images.device)
-    rows = torch.arange(count, device=images.device)[:, None, None]
-    return images.permute(0, 2, 3, 1)[rows, down[:, :, None], across[:, None, :]].permute(0, 3, 1, 2)
+    """Return images of shape (rows, 3, height, width): a random part of each, as large as it, perhaps mirrored."""
+    count = len(images)
+    area, aspect, down, across, side = torch.rand(5, count, generator=generator)
+    area = SMALLEST_PART + (1 - SMALLEST_PART) * area
+    aspect = torch.exp((2 * aspect - 1) * math.log(LONGEST_PART))
+    height, width = (part.sqrt().clamp(max=1.0) for part in (area / aspect, area * aspect))
+    where = torch.zeros(count, 2, 3)
+    where[:, 0, 0], where[:, 0, 2] = torch.where(side < 0.5, -width, width), (2 * across - 1) * (1 - width)
+    where[:, 1, 1], where[:, 1, 2] = height, (2 * down - 1) * (1 - height)
+    grid = torch.nn.functional.affine_grid(where, list(images.shape), align_corners=False)
+    return torch.nn.functional.grid_sample(
+        images, grid.to(images.device, images.dtype), mode="bilinear", padding_mode="border", align_corners=False
+    )
 
 
 def _mixed(rows: Tensor, generator: torch.Generator) -> Tensor:

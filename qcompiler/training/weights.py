@@ -18,6 +18,12 @@ from qcompiler.quant.grid import SMALLEST_SCALE
 EIGHT_BITS = np.arange(-127, 128, dtype=np.int8)
 EDGE = 0.05
 """Part of a cell next to its border where no weight starts: it would fall into the next cell at the first step."""
+RELUCTANCE = 1.0
+"""Part of the way from the border to its level at which a weight starts, for each gap that it lies beyond the border.
+
+Solvers round many weights away from the nearest level on purpose. If all of these started at their borders, the first
+noisy steps would take back in one go what the solver found.
+"""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -352,7 +358,7 @@ def planned_weight(weight: TrainedWeight) -> TensorPlan:
 
 
 def _within_cell(wanted: Tensor, codes: Tensor, levels: Tensor) -> Tensor:
-    """Return the points nearest to the wanted ones that round to given codes."""
+    """Return the points nearest to the wanted ones that round to given codes, and further inside the further off."""
     middles = (levels[1:] + levels[:-1]) / 2
     ends = torch.tensor([torch.inf], device=levels.device)
     index = torch.bucketize(codes, middles)
@@ -360,4 +366,5 @@ def _within_cell(wanted: Tensor, codes: Tensor, levels: Tensor) -> Tensor:
     gap = (levels[-1] - levels[0]) / max(len(levels) - 1, 1)
     room = torch.where((high - low).isfinite(), (high - low) * EDGE, EDGE * gap)
     inside = torch.minimum(torch.maximum(wanted, low + room), high - room)
+    inside = inside + (RELUCTANCE * (inside - wanted).abs() / gap).clamp(max=1.0) * (codes - inside)
     return inside.clamp(float(levels[0] - gap / 2), float(levels[-1] + gap / 2))

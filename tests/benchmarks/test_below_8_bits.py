@@ -204,6 +204,8 @@ def test_the_ends_are_the_first_and_the_last_layer(tmp_path):
     assert r"'^a\.b$'" in text
     assert "'^z$'" in text
     assert "mid" not in text
+    float_model(path, (1, 1, 1, 1), (1, 1, 1, 1), (1, 1, 1, 1), names=("", "mid", "z"))
+    assert ends_in_eight_bits(path) == "", "a layer without a name cannot be chosen by it"
 
 
 def made_run(points, *, seed=0, width=4, within=True, agreement=1.0, **fields):

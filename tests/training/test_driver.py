@@ -10,10 +10,11 @@ torch = pytest.importorskip("torch")
 from qcompiler.errors import QCompileError  # noqa: E402
 from qcompiler.executor.binding import binding_of  # noqa: E402
 from qcompiler.executor.setup import prepare_search  # noqa: E402
+from qcompiler.model.blocks import block_outputs  # noqa: E402
 from qcompiler.registry import make_pass  # noqa: E402
-from qcompiler.training.augment import varied  # noqa: E402
+from qcompiler.training.augment import LONGEST_PART, SMALLEST_PART, _moved, varied  # noqa: E402
 from qcompiler.training.compressor import LevelCompressor  # noqa: E402
-from qcompiler.training.driver import Schedule, Task, fine_tune  # noqa: E402
+from qcompiler.training.driver import Schedule, Task, fine_tune, relative_error  # noqa: E402
 from qcompiler.training.measure import held_out_loss  # noqa: E402
 from tests.compiling import samples, start  # noqa: E402
 from tests.models import conv_net  # noqa: E402
@@ -64,17 +65,19 @@ def test_it_is_the_same_every_time_and_another_with_another_seed(case):
     assert not all(np.array_equal(a, b) for a, b in zip(first, other, strict=True))
 
 
-def test_inner_values_help_where_samples_are_few(case):
+def test_the_weight_of_inner_values_brings_them_nearer(case):
     state, _, setup = case
     base = binding_of(state, setup.executor)
-    few = {name: rows[:4] for name, rows in setup.samples.items()}
+    inner = block_outputs(setup.executor.model)[1]
+    (wanted,) = setup.executor.run(setup.held_out, [inner]).values()
     reached = {}
-    for weight in (0.0, 3.0):
+    for weight in (0.0, 100.0):
         compressor = LevelCompressor(state, setup.executor)
-        asked = replace(task(setup, state, feature_weight=weight, augment=False), samples=few)
-        fine_tune(setup.executor, compressor, 1, asked)
-        reached[weight] = held_out_loss(setup, compressor.compressed(base))
-    assert reached[3.0] < reached[0.0]
+        fine_tune(setup.executor, compressor, 1, task(setup, state, feature_weight=weight))
+        binding = compressor.compressed(base)
+        (found,) = setup.executor.run(setup.held_out, [inner], binding=binding).values()
+        reached[weight] = float(relative_error(found, wanted).detach())
+    assert reached[100.0] < reached[0.0]
 
 
 def test_it_ends_when_it_is_told_to(case):
@@ -122,10 +125,22 @@ def test_photographs_are_moved_and_mixed_and_everything_else_is_only_mixed():
     assert images.min() >= 0
     assert images.max() <= 31
     assert not torch.equal(images, ramp)
-    rows = torch.eye(6)
+    rows = torch.eye(16)
     ((_, mixed),) = varied({"x": rows}, generator).items()
-    torch.testing.assert_close(mixed.sum(1), torch.ones(6))
+    torch.testing.assert_close(mixed.sum(1), torch.ones(16))
     assert not torch.equal(mixed, rows)
+
+
+def test_a_part_of_a_photograph_is_shown_as_large_as_the_whole():
+    pattern = torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(1)).expand(64, 3, 16, 16)
+    shown = _moved(pattern, torch.Generator().manual_seed(0))
+    slopes = _moved(torch.arange(16.0).expand(64, 3, 16, 16), torch.Generator().manual_seed(0)).diff(dim=-1).median(-1)
+    steps = slopes.values[:, 0, 0]
+    assert shown.shape == pattern.shape
+    assert (steps < 0).any()
+    assert (steps > 0).any()
+    assert steps.abs().max() <= 1.0 + 1e-5
+    assert steps.abs().min() >= (SMALLEST_PART / LONGEST_PART) ** 0.5 - 1e-5
 
 
 def test_what_cannot_be_mixed_stays():
