@@ -62,6 +62,8 @@ switched off, so that no repair adds bits.
   nats; agreement: rows with the original's answer; lost / gained: right answers. All are means over the seeds, which
   decide what the calibration rows are used for.
 - 95 %: paired bootstrap over the scoring rows, 10,000 draws, of the loss that is the mean of the seeds.
+- The report is of all runs that a folder holds (`--keep`): the command below is the last of the calls that filled it;
+  the last section has the command line of every compilation. Other work ran on the machine meanwhile.
 - `onnxruntime.quantization`: `quantize_static` with `QInt4` weights per channel, min-max, one call.
 """
 
@@ -137,7 +139,8 @@ def _command(given: argparse.Namespace) -> str:
     parts = ["python -m benchmarks.below_8_bits", "--data ROOT" if given.data else ""]
     parts += [f"--models {given.models}" if given.models else "", f"--widths {given.widths}", f"--kinds {given.kinds}"]
     parts += [f"--effort {given.effort}", f"--fine-tune {given.fine_tune:g}" if given.fine_tune else ""]
-    return " ".join(filter(None, [*parts, f"--seeds {given.seeds}"]))
+    kept = "--keep DIR" if given.keep else ""
+    return " ".join(filter(None, [*parts, f"--seeds {given.seeds}", kept]))
 
 
 def progress(text: str) -> None:
