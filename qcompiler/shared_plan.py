@@ -74,8 +74,11 @@ def places_alike(decided: State, context: Context, other: Target) -> bool:
 
 def _writing(target: Target, decided: State) -> list[str]:
     """Return the lowering passes of a target that a search may see in a result: those that can change a value."""
-    blockwise = any(n.precision is Precision.BLOCKWISE for n in decided.plan.nodes.values())
-    idle = EXACT if blockwise else EXACT | {"matmul-nbits"}
+    idle = set(EXACT)
+    if not any(n.precision is Precision.BLOCKWISE for n in decided.plan.nodes.values()):
+        idle.add("matmul-nbits")
+    if not any(t.rows is not None for t in decided.plan.tensors.values()):
+        idle.add("pack-embeddings")
     return [name for name in target.lower_passes() if name not in idle]
 
 
