@@ -126,8 +126,8 @@ def table_net() -> onnx.ModelProto:
     return build(nodes, [("x", FLOAT, [1, 32, 32])], [("y", FLOAT, [1, 32, 32])], constants)
 
 
-SEARCHES = frozenset({"solve-on-prefix", "clip-round-search", "joint-clip-search"})
-"""Passes that search what few bits lose: they get 4, for weights and activations."""
+SEARCHES = frozenset({"solve-on-prefix", "clip-round-search", "joint-clip-search", "fine-tune"})
+"""Passes that make good what few bits lose: they get weights of 4."""
 
 MODELS: dict[str, Callable[[], onnx.ModelProto]] = {
     "widen-float16": half_net,
