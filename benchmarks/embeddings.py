@@ -11,13 +11,11 @@ on. A loss is positive where the compressed model is worse, in points of Spearma
 from __future__ import annotations
 
 import argparse
-import gzip
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from itertools import groupby
 from pathlib import Path
 
 import numpy as np
@@ -26,8 +24,19 @@ import onnx
 import onnxruntime
 from onnx import TensorProto, helper, numpy_helper
 
-from benchmarks.readers import tokenize
 from benchmarks.scoring import latency_ratios, open_session
+from benchmarks.sentence_model import (
+    COLUMNS,
+    MINILM,
+    Feeds,
+    Tokens,
+    captions,
+    read_truth,
+    scored,
+    sentence_feeds,
+    sentence_latency,
+    token_counts,
+)
 from benchmarks.tables import environment, markdown_table, wrapped
 from qcompiler.codec.bits import pack
 from qcompiler.codec.planes import pack_planes, rows_with
@@ -40,42 +49,12 @@ from qcompiler.registry import load_target, make_pass
 from qcompiler.row_codes import RowCodes, RowKind
 from qcompiler.state import Context, Fact, State
 
-Array = npt.NDArray[np.generic]
-Feeds = dict[str, Array]
-
-ROWS, COLUMNS = 30_000, 384
+ROWS = 30_000
 TOKENS = (8, 32)
-MINILM = "models/all_minilm_l6_v2.onnx"
 WORDS = "word_embeddings"
 GRADIENT_SENTENCES = 96
-BUDGETS = ((1_900_000, (0, 2)), (1_600_000, (0, 2)))
+BUDGETS = ((1_900_000, (1, 2)), (1_900_000, (0, 2)), (1_600_000, (0, 2)))
 """Bytes of the table with everything that decodes it, and the fewest and most bits of a row."""
-RESAMPLES = 400
-
-
-@dataclass(frozen=True)
-class Sentences:
-    """Sentences as feeds, one a sample."""
-
-    tokens: Sequence[Sequence[int]]
-    source: str = "benchmark"
-    fingerprint: str = "0" * 64
-    preprocessing: str = ""
-    notes: tuple[str, ...] = ()
-    rows_per_sample: int = 1
-    row_names: tuple[str, ...] = ()
-
-    def __len__(self) -> int:
-        return len(self.tokens)
-
-    def __getitem__(self, index: int, /) -> Feeds:
-        return sentence_feeds([self.tokens[index]])
-
-
-def sentence_feeds(tokens: Sequence[Sequence[int]]) -> Feeds:
-    """Return the inputs of the sentence model for sentences of equal length."""
-    ids = np.asarray(tokens, np.int64)
-    return {"input_ids": ids, "attention_mask": np.ones_like(ids), "token_type_ids": np.zeros_like(ids)}
 
 
 # -- lookups -------------------------------------------------------------------------------------------
@@ -209,19 +188,25 @@ def _without_table(folder: Path) -> Path:
 
 
 @dataclass(frozen=True)
-class Scored:
-    """What one file says of the pairs.
+class Sentences:
+    """Sentences as a dataset, one a sample."""
 
-    Attributes:
-        vectors: unit vectors of all first and then all second sentences.
-        similarity: cosine of every pair.
-    """
+    tokens: Tokens
+    source: str = "benchmark"
+    fingerprint: str = "0" * 64
+    preprocessing: str = ""
+    notes: tuple[str, ...] = ()
+    rows_per_sample: int = 1
+    row_names: tuple[str, ...] = ()
 
-    vectors: npt.NDArray[np.float64]
-    similarity: npt.NDArray[np.float64]
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def __getitem__(self, index: int, /) -> Feeds:
+        return sentence_feeds([self.tokens[index]])
 
 
-def compiled(data: Path, tokens: Sequence[Sequence[int]], folder: Path, asked: Recipe) -> tuple[Path, int]:
+def compiled(data: Path, tokens: Tokens, folder: Path, asked: Recipe) -> tuple[Path, int]:
     """Compress the word table alone; return the file, and the bytes of the table with all that decodes it."""
     loaded = load_model(data / MINILM)
     calibration = Sentences(tokens[:GRADIENT_SENTENCES])
@@ -229,7 +214,7 @@ def compiled(data: Path, tokens: Sequence[Sequence[int]], folder: Path, asked: R
     state = State(model=loaded.model, plan=CompressionPlan())
     passes = tuple(make_pass(name) for name in ("place", "embedding-bits", "pack-embeddings"))
     lowered, _ = Pipeline(passes).run(state, context)
-    name = f"{asked.embedding_bytes}-{asked.seed}.onnx"
+    name = f"{asked.embedding_bytes}-{(asked.embedding_bits or (0,))[0]}-{asked.seed}.onnx"
     path = save_model(lowered.model, folder / name)[0]
     kept = (data / MINILM).stat().st_size - _table_bytes(data / MINILM)
     return path, path.stat().st_size - kept
@@ -240,67 +225,12 @@ def _table_bytes(path: Path) -> int:
     return sum(int(np.prod(t.dims)) * 4 for t in found)
 
 
-def scored(path: Path, tokens: Sequence[Sequence[int]]) -> Scored:
-    """Return the vectors of sentences, batched by length so that nothing is padded, and the cosine of every pair."""
-    session = open_session(path)
-    order = sorted(range(len(tokens)), key=lambda i: len(tokens[i]))
-    vectors = np.empty((len(tokens), COLUMNS))
-    for _, group in groupby(order, key=lambda i: len(tokens[i])):
-        every = list(group)
-        for start in range(0, len(every), 32):
-            chosen = every[start : start + 32]
-            (states,) = session.run(None, sentence_feeds([tokens[i] for i in chosen]))
-            vectors[chosen] = np.asarray(states, np.float64).mean(axis=1)
-    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-    half = len(tokens) // 2
-    return Scored(vectors, np.sum(vectors[:half] * vectors[half:], axis=1))
-
-
-def read_pairs(path: Path) -> tuple[list[str], npt.NDArray[np.float64], list[str], list[str]]:
-    """Return the set, the gold similarity and both sentences of every pair."""
-    lines = [line.split("\t") for line in path.read_text(encoding="utf-8").splitlines()]
-    lines = [line for line in lines if len(line) == 4 and line[1].replace(".", "", 1).isdigit()]
-    sets, gold, first, second = zip(*lines, strict=True)
-    return list(sets), np.asarray(gold, np.float64), list(first), list(second)
-
-
-def spearman(similarity: Array, gold: Array, sets: Sequence[str]) -> tuple[float, float]:
-    """Return Spearman's correlation times 100, of all pairs together and as the mean of the sets."""
-    from scipy.stats import spearmanr
-
-    names = np.asarray(sets)
-    parts = [spearmanr(similarity[names == s], gold[names == s]).statistic for s in sorted(set(sets))]
-    return 100 * float(spearmanr(similarity, gold).statistic), 100 * float(np.mean(parts))
-
-
-def intervals(
-    original: Scored, results: Sequence[Scored], gold: Array, sets: Sequence[str]
-) -> list[tuple[float, float]]:
-    """Return the 95 % intervals of both losses: pairs are drawn with replacement within their sets."""
-    rng, names = np.random.default_rng(0), np.asarray(sets)
-    places = [np.flatnonzero(names == s) for s in sorted(set(sets))]
-    losses = []
-    for _ in range(RESAMPLES):
-        drawn = np.concatenate([rng.choice(p, len(p)) for p in places])
-        own = [names[i] for i in drawn]
-        before = np.asarray(spearman(original.similarity[drawn], gold[drawn], own))
-        after = [np.asarray(spearman(r.similarity[drawn], gold[drawn], own)) for r in results]
-        losses.append(before - np.mean(after, axis=0))
-    low, high = np.percentile(losses, [2.5, 97.5], axis=0)
-    return [(float(a), float(b)) for a, b in zip(low, high, strict=True)]
-
-
 def sentence_section(data: Path, folder: Path, seeds: Sequence[int]) -> str:
     """Return what the sentence model loses at every budget, as markdown."""
-    with gzip.open(data / "text/multi30k/train.lc.norm.tok.en.gz", "rt", encoding="utf-8") as file:
-        captions = tokenize(data / "text/minilm_tokenizer.json", file.read().splitlines())
-    counts = np.bincount(np.concatenate([np.asarray(c) for c in captions]), minlength=30522)
-    np.save(folder / "counts.npy", counts)
-    sets, gold, first, second = read_pairs(data / "text/sts14_pairs.tsv")
-    tokens = tokenize(data / "text/minilm_tokenizer.json", [*first, *second])
-    original = scored(data / MINILM, tokens)
-    before = spearman(original.similarity, gold, sets)
-    rows = [["float", "46.88", f"{before[0]:.2f}", f"{before[1]:.2f}", "1", "1"]]
+    tokens, truth = captions(data), read_truth(data)
+    np.save(folder / "counts.npy", token_counts(tokens))
+    before = truth.correlations(truth.original)
+    rows = [["float", "46.88", *(f"{x:.2f}" for x in before), "1", "1"]]
     rules = (MatchRule(pattern=f"^(?!.*{WORDS})", keep_float=True),)
     recipe = Recipe(
         targets=("x86",), rules=rules, token_counts=str(folder / "counts.npy"), embedding_bits=BUDGETS[0][1]
@@ -309,11 +239,12 @@ def sentence_section(data: Path, folder: Path, seeds: Sequence[int]) -> str:
         results, paths, stored = [], [], 0
         for seed in seeds:
             asked = replace(recipe, embedding_bits=bits, embedding_bytes=size, seed=seed)
-            path, stored = compiled(data, captions, folder, asked)
-            results.append(scored(path, tokens))
+            path, stored = compiled(data, tokens, folder, asked)
+            results.append(scored(path, truth.tokens))
             paths.append(path)
-            print(f"{size} seed {seed}: {stored} bytes", _losses(before, results[-1], gold, sets), file=sys.stderr)
-        rows.append(_row(f"{bits[0]} to {bits[1]} bits", stored, (original, results), (gold, sets), paths, data))
+            print(f"{size} seed {seed}: {stored} bytes, losses {truth.losses(results[-1:])}", file=sys.stderr)
+        name = f"{bits[0]} to {bits[1]} bits"
+        rows.append([name, f"{stored / 1e6:.3f}", *truth.cells(results), *sentence_latency(data, paths[:1])])
     header = ("rows", "table MB", "pooled", "mean of sets", "cosine", "latency, 32 tokens")
     about = (
         "all-MiniLM-L6-v2, its word table alone (everything that decodes it counted), scored on STS14: correlations of "
@@ -321,30 +252,6 @@ def sentence_section(data: Path, folder: Path, seeds: Sequence[int]) -> str:
         "cosine of sentence vectors to the float model's; time of the whole model over that with the float table."
     )
     return f"## A sentence model\n\n{wrapped(about)}\n\n{markdown_table(header, rows)}"
-
-
-def _losses(before: tuple[float, float], result: Scored, gold: Array, sets: Sequence[str]) -> str:
-    after = spearman(result.similarity, gold, sets)
-    return f"losses {before[0] - after[0]:.3f} {before[1] - after[1]:.3f}"
-
-
-def _row(
-    name: str,
-    stored: int,
-    runs: tuple[Scored, Sequence[Scored]],
-    truth: tuple[Array, Sequence[str]],
-    paths: Sequence[Path],
-    data: Path,
-) -> list[str]:
-    (original, results), (gold, sets) = runs, truth
-    before = np.asarray(spearman(original.similarity, gold, sets))
-    losses = before - np.mean([spearman(r.similarity, gold, sets) for r in results], axis=0)
-    bounds = intervals(original, results, gold, sets)
-    cosine = [float(np.sum(r.vectors * original.vectors, axis=1).mean()) for r in results]
-    sessions = [open_session(data / MINILM), open_session(paths[0])]
-    ratio = latency_ratios(sessions, sentence_feeds([[101, *[2000] * 30, 102]]))[1]
-    cells = [f"{x:.2f} ({a:.2f} to {b:.2f})" for x, (a, b) in zip(losses, bounds, strict=True)]
-    return [name, f"{stored / 1e6:.3f}", *cells, f"{min(cosine):.4f}", f"{ratio.minimum:.3f}"]
 
 
 def _arguments(argv: Iterable[str] | None) -> argparse.Namespace:
