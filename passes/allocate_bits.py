@@ -10,6 +10,7 @@ from qcompiler.errors import UsageError
 from qcompiler.mixed_precision.by_sublayer import sublayer_table
 from qcompiler.mixed_precision.sensitivity import Sensitivities, sensitivities
 from qcompiler.mixed_precision.smallest import smallest_acceptable
+from qcompiler.mixed_precision.tables import TableTrade, table_trade
 from qcompiler.mixed_precision.widths import WIDTHS, Choosable, with_widths
 from qcompiler.mixed_precision.widths import choosable as choosable_weights
 from qcompiler.model.sublayers import sublayers
@@ -69,7 +70,8 @@ class AllocateBits:
             note = f"{FULL} bits everywhere keep to the size limit"
             return PassResult(state, replace(nothing, notes=(note,)))
         found = sensitivities(state, layers, widths, context if self.measured else replace(context, calibration=None))
-        search = _chosen(_search(found, fixed), state, context)
+        search, state = _with_tables(_search(found, fixed), state, context)
+        search = _chosen(search, state, context)
         report = self._report(search, found, context)
         kinds = sublayers(state.model)
         report = replace(report, tables=(sublayer_table(search, kinds),)) if kinds else report
@@ -193,6 +195,35 @@ def _search(found: Sensitivities, fixed: int) -> BitSearch:
     )
 
 
+def _with_tables(search: BitSearch, state: State, context: Context) -> tuple[BitSearch, State]:
+    """Return the search and the state with tables of the size that leaves the least loss within a limit of the file.
+
+    Bytes go where they save most: tables are made larger or smaller until layers and tables together lose least.
+    """
+    limit = context.recipe.floors.max_size_bytes
+    if limit is None or drops(context.recipe) or context.recipe.allocation == "auto":
+        return search, state
+    trade = table_trade(state, context)
+    if trade is None:
+        return search, state
+    losses = {size: loss for size in trade.sizes() if (loss := _together(search, trade, size, context)) is not None}
+    if not losses:
+        return search, state
+    size = min(losses, key=lambda s: losses[s])
+    plan = trade.planned(state.plan, size, AllocateBits.name)
+    return replace(search, fixed_bytes=search.fixed_bytes - trade.planned_bytes + size), replace(state, plan=plan)
+
+
+def _together(search: BitSearch, trade: TableTrade, size: int, context: Context) -> float | None:
+    """Return the predicted loss of layers and tables with tables of a size, None where the layers do not fit."""
+    fixed = search.fixed_bytes - trade.planned_bytes + size
+    try:
+        layers = _budgeted(replace(search, fixed_bytes=fixed), context.recipe)
+    except UsageError:
+        return None
+    return layers.loss + trade.loss(size)
+
+
 def _chosen(search: BitSearch, state: State, context: Context) -> BitSearch:
     """Return the search with the allocation that the recipe asks for."""
     recipe = context.recipe
@@ -209,8 +240,14 @@ def _chosen(search: BitSearch, state: State, context: Context) -> BitSearch:
         raise UsageError("--bits auto needs samples to judge accuracy by: give --data, or bits such as W4A8")
     if mean is None and limit is None:
         return search
-    budget = Budget(max_bytes=limit, fixed_bytes=search.fixed_bytes, mean_bits=mean)
-    return replace(search, chosen=allocate(search.items, budget))
+    return replace(search, chosen=_budgeted(search, recipe))
+
+
+def _budgeted(search: BitSearch, recipe: Recipe) -> Allocation:
+    """Return the allocation of least predicted loss within the bytes and the mean bits of a recipe."""
+    mean = recipe.weight_bits if recipe.allocation == "mixed" else None
+    limit = recipe.floors.max_size_bytes
+    return allocate(search.items, Budget(max_bytes=limit, fixed_bytes=search.fixed_bytes, mean_bits=mean))
 
 
 def _decided(state: State, search: BitSearch, layers: Sequence[Choosable]) -> State:

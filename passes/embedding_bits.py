@@ -16,7 +16,6 @@ from qcompiler.plan import CompressionPlan, NodePlan, Precision, Role, TensorPla
 from qcompiler.protocols import PassKind, PassResult
 from qcompiler.quant.row_bits import (
     RowAllocation,
-    best_bits,
     fewest_bytes,
     geometric_bits,
     row_importance,
@@ -24,7 +23,7 @@ from qcompiler.quant.row_bits import (
 )
 from qcompiler.records import Metric, PassReport, Skip
 from qcompiler.row_codes import GRID_BITS, RowCodes, RowKind
-from qcompiler.row_search import RowCandidates, RowProblem, candidates, grid_block, grid_codes, lost_share
+from qcompiler.row_search import RowProblem, RowSearch, candidates, grid_block, grid_codes, lost_share
 from qcompiler.state import Context, Fact, State
 
 if TYPE_CHECKING:
@@ -99,13 +98,14 @@ class EmbeddingBits:
         measured, notes = self._measured(state, context, tables)
         work = _Work(self, context, sum(t.shape[0] * t.shape[1] for t in tables))
         done = [work.decide(t, counts[t.name], measured.get(t.name)) for t in tables]
+        searches = tuple(d.search for d in done if d.search is not None)
         plan = state.plan
         for table, decision in zip(tables, done, strict=True):
             plan = _decided(plan, table, decision)
         metrics = tuple(metric for decision in done for metric in decision.metrics)
         notes += tuple(note for decision in done for note in decision.notes)
         report = replace(report, changed=True, metrics=metrics, skipped=skipped, notes=notes)
-        return PassResult(replace(state, plan=plan), report)
+        return PassResult(replace(state, plan=plan, row_searches=searches), report)
 
     def _measured(
         self, state: State, context: Context, tables: tuple[Table, ...]
@@ -135,6 +135,7 @@ class _Decision:
     reason: str
     metrics: tuple[Metric, ...]
     notes: tuple[str, ...] = ()
+    search: RowSearch | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,7 +170,8 @@ class _Work:
         def watch(number: int, total: int) -> None:
             self.context.progress(f"coding rows of {table.name}", number, total)
 
-        return self._rows(table, problem, candidates(problem, fewest, most, watch))
+        search = RowSearch(table.name, candidates(problem, fewest, most, watch), _GRAPH_BYTES)
+        return self._rows(table, problem, search)
 
     def _on_grid(self, columns: int, fewest: int, most: int) -> bool:
         fits = fewest == most and most in GRID_BITS and grid_block(columns) > 0
@@ -187,23 +189,24 @@ class _Work:
             raise UsageError(f"table '{table.name}' takes {codes.stored_bytes} bytes at {bits} bits, more than {limit}")
         return self._finished(table, problem, codes, f"{bits} bits a number on grids", ())
 
-    def _rows(self, table: Table, problem: RowProblem, found: RowCandidates) -> _Decision:
-        rows, (least, largest) = len(found.losses), (int(found.row_bytes[0]), int(found.row_bytes[-1]))
-        fixed = found.fixed_bytes() + _GRAPH_BYTES
-        budget = self._budget(table, fixed + rows * least, fixed + rows * largest) - fixed
-        args = (found.losses, found.row_bytes, found.first)
+    def _rows(self, table: Table, problem: RowProblem, search: RowSearch) -> _Decision:
+        found, budget = search.found, self._budget(table, search.smallest, search.largest)
         if self.options.max_error:
-            best = fewest_bytes(*args, loss=self.options.max_error * found.power)
-            budget = best.row_bytes
+            best = fewest_bytes(found.losses, found.row_bytes, found.first, self.options.max_error * found.power)
+            budget = best.row_bytes + search.fixed_bytes
         else:
-            best = best_bits(*args, budget)
-        clusters = geometric_bits(problem.importance, *args, budget)
+            best = search.within(budget)
+        rows_only = budget - search.fixed_bytes
+        clusters = geometric_bits(problem.importance, found.losses, found.row_bytes, found.first, rows_only)
         chosen = best if self.options.allocation == "rows" else clusters
-        notes = tuple(
-            _described(table, name, a, found) for name, a in (("rows one by one", best), ("clusters", clusters))
-        )
-        reason = f"{chosen.bits.mean():.3f} bits a number on average, {found.first} to {int(chosen.bits.max())} by row"
-        return self._finished(table, problem, found.codes(chosen.bits), reason, notes)
+        notes = tuple(_described(search, name, a) for name, a in (("rows one by one", best), ("clusters", clusters)))
+        done = self._finished(table, problem, found.codes(chosen.bits), search.describe(chosen.bits), notes)
+        return replace(done, search=search if self._open() else None)
+
+    def _open(self) -> bool:
+        """Return True if nobody says how many bytes tables take, so that they may be traded for those of layers."""
+        given = self._asked() is not None or self.options.max_error > 0
+        return not given and self.options.allocation == "rows"
 
     def _finished(
         self, table: Table, problem: RowProblem, codes: RowCodes, reason: str, notes: tuple[str, ...]
@@ -240,15 +243,15 @@ class _Work:
         return int(asked * share)
 
 
-def _described(table: Table, name: str, found: RowAllocation, all_of: RowCandidates) -> str:
+def _described(search: RowSearch, name: str, found: RowAllocation) -> str:
     """Return one allocation as a line of the report."""
-    counts = np.bincount(found.bits, minlength=all_of.first + len(all_of.row_bytes))
+    power, counts = search.found.power, np.bincount(found.bits)
     sizes = ", ".join(f"{count} rows of {bits} bits" for bits, count in enumerate(counts) if count)
-    lost = found.loss / all_of.power if all_of.power > 0 else 0.0
-    text = f"{table.name}, {name}: {sizes}; {found.row_bytes} bytes, {lost:.4g} of the weighted power lost"
-    if found.sizes or not all_of.power:
+    lost = f"{search.lost(found.bits):.4g} of the weighted power lost"
+    text = f"{search.name}, {name}: {sizes}; {found.row_bytes} bytes, {lost}"
+    if found.sizes or not power:
         return text
-    return f"{text} (no allocation of so many bytes loses less than {max(found.bound, 0.0) / all_of.power:.4g})"
+    return f"{text} (no allocation of so many bytes loses less than {max(found.bound, 0.0) / power:.4g})"
 
 
 def _chosen_tables(state: State, context: Context) -> tuple[tuple[Table, ...], tuple[Skip, ...]]:
@@ -281,7 +284,8 @@ def _decided(plan: CompressionPlan, table: Table, decision: _Decision) -> Compre
         reason=decision.reason,
         decided_by=("place", EmbeddingBits.name),
     )
-    nodes = [_placed(plan, g.name or "", Precision.WEIGHT_ONLY, f"rows: {decision.reason}") for g in table.gathers]
+    looked_up = "decodes the rows that it looks up"
+    nodes = [_placed(plan, g.name or "", Precision.WEIGHT_ONLY, looked_up) for g in table.gathers]
     shared = "multiplies by a table that is stored in rows; it is decoded when a session is loaded"
     nodes += [_placed(plan, n.name or "", Precision.FLOAT, shared) for n in table.others]
     return plan.with_tensors(entry).with_nodes(*(n for n in nodes if n is not None))

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from qcompiler.codec.bits import pack
 from qcompiler.codec.planes import pack_planes, row_order, rows_with
+from qcompiler.quant.row_bits import RowAllocation, best_bits
 from qcompiler.quant.rows import (
     CHUNK,
     GROUP,
@@ -104,6 +105,53 @@ class RowCandidates:
             tables=self.tables[:most],
             mean=self.mean,
         )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class RowSearch:
+    """A table whose rows can still get any number of bytes.
+
+    Attributes:
+        name: of the table.
+        found: its rows at every width.
+        operator_bytes: what decoding it takes in the file beside its arrays.
+    """
+
+    name: str
+    found: RowCandidates
+    operator_bytes: int
+
+    @property
+    def fixed_bytes(self) -> int:
+        """Return what the table takes beside its rows."""
+        return self.found.fixed_bytes() + self.operator_bytes
+
+    @property
+    def smallest(self) -> int:
+        """Return the bytes of the table with the fewest bits in every row."""
+        return self.fixed_bytes + len(self.found.losses) * int(self.found.row_bytes[0])
+
+    @property
+    def largest(self) -> int:
+        """Return the bytes of the table with the most bits in every row."""
+        return self.fixed_bytes + len(self.found.losses) * int(self.found.row_bytes[-1])
+
+    def within(self, budget: int) -> RowAllocation:
+        """Return the bits of rows that lose least in so many bytes, everything counted.
+
+        Raises:
+            UsageError: fewer than ``smallest``.
+        """
+        return best_bits(self.found.losses, self.found.row_bytes, self.found.first, budget - self.fixed_bytes)
+
+    def lost(self, bits: NDArray[np.uint8]) -> float:
+        """Return the share of the rows' weighted power that is lost with these bits: uint8, shape (rows,)."""
+        losses = self.found.losses[np.arange(bits.size), bits.astype(np.int64) - self.found.first]
+        return float(losses.sum()) / self.found.power if self.found.power > 0 else 0.0
+
+    def describe(self, bits: NDArray[np.uint8]) -> str:
+        """Return the bits of rows in a few words."""
+        return f"{bits.mean():.3f} bits a number on average, {self.found.first} to {bits.max(initial=0)} by row"
 
 
 def candidates(problem: RowProblem, fewest: int, most: int, watch: Watch) -> RowCandidates:

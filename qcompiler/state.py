@@ -17,6 +17,7 @@ from qcompiler.quant.frontier import BitSearch
 from qcompiler.quant.histogram import TensorStatistics
 from qcompiler.quant.sparsity import SparsitySearch
 from qcompiler.recipe import Recipe
+from qcompiler.row_search import RowSearch
 
 if TYPE_CHECKING:
     from qcompiler.data import Dataset
@@ -55,6 +56,7 @@ class State:
     Attributes:
         bit_search: what is known of the choice of widths; None where none was made.
         sparsity_search: what is known of the choice of sparsities; None where none was made.
+        row_searches: the tables whose bytes nobody prescribed, each at any number of them.
     """
 
     model: ir.Model
@@ -64,6 +66,7 @@ class State:
     facts: frozenset[Fact] = frozenset()
     bit_search: BitSearch | None = None
     sparsity_search: SparsitySearch | None = None
+    row_searches: tuple[RowSearch, ...] = ()
 
 
 Progress = Callable[[str, int, int], None]
