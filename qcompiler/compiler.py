@@ -268,6 +268,8 @@ class _Compilation:
                 recorded = recorded.with_choice("plan recorded for", recorded.target)
             known = {Fact.PLACEMENT, Fact.STATISTICS, Fact.RANGES, Fact.WEIGHT_SCALES}
             return replace(state, plan=recorded, facts=state.facts | known), reports
+        # What writing the plan needs is asked for now, not after minutes of searching.
+        Pipeline((*passes, *self._lowering_passes())).check_order(self._start().facts)
         return Pipeline(passes, self.job.samples.probe).run(self._start(), context, dumped(self.job, folder))
 
     def _place(

@@ -12,7 +12,7 @@ import pytest
 
 from qcompiler import compiler
 from qcompiler.compiler import CompileResult, compile_model
-from qcompiler.errors import FloorMissed
+from qcompiler.errors import FloorMissed, UsageError
 from qcompiler.flow import attempt
 from qcompiler.flow.improvement import worth_improving
 from qcompiler.passes import IMPROVING, PASSES, SETTLING, WITH_DATA
@@ -227,3 +227,17 @@ def test_biases_that_a_search_decided_are_left_alone():
     assert others
     for name in others:
         assert again.plan.tensors[name].decided_by == ("correct-bias",)
+
+
+def test_what_writing_needs_is_missed_before_anything_is_decided(folder):
+    told: list[str] = []
+    recipe = Recipe(targets=("x86",), data=str(folder / "data.npz"), passes=("place", "observe", "scale-weights"))
+    with pytest.raises(UsageError, match="'insert-qdq' needs ranges"):
+        compile_model(
+            folder / "model.onnx",
+            recipe=recipe,
+            out=folder / "unordered",
+            progress=lambda what, done, total: told.append(what),
+        )
+    assert not {"place", "observe", "scale-weights"} & set(told)
+    assert not (folder / "unordered").exists()
