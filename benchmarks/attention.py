@@ -1,11 +1,12 @@
 """What attention loses when its projections get few bits, by the solver that chose the codes.
 
-The model is sentence-transformers/all-MiniLM-L6-v2. Solvers see captions of Multi30k's training part, and errors are
-measured on other captions of it. Scales are per row and levels are the integers, for all solvers alike. Rounded are
-queries, keys, values and the output projection, whose rows nothing couples: GPTQ solves it beside BoA, and plain
-coordinate descent beside aespa.
+The model is sentence-transformers/all-MiniLM-L6-v2, or encoder and decoder of the translation model that
+benchmarks.nmt trains. Solvers see lines of Multi30k's training part, and errors are measured on other lines of it.
+Scales are per row and levels are the integers, for all solvers alike. Rounded are queries, keys, values and the output
+projection, whose rows nothing couples: GPTQ solves it beside BoA, and plain coordinate descent beside aespa.
 
     python -m benchmarks.attention --data ROOT [--bits 4,3,2] [--pairs]
+    python -m benchmarks.attention --translator FOLDER [--bits 4,3,2]
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -23,7 +24,7 @@ import onnx_ir as ir
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from benchmarks import readers
+from benchmarks.attention_models import Lines, Pairs, Subject, Vectors, minilm, translator
 from benchmarks.readers import Arrays
 from benchmarks.solvers import run_passes
 from benchmarks.tables import markdown_table
@@ -50,13 +51,6 @@ from qcompiler.runtime.grams import POSITIONS, GramOptions
 from qcompiler.runtime.sessions import open_ir
 from qcompiler.state import Context, State
 
-MODEL = "models/all_minilm_l6_v2.onnx"
-OUTPUT = "last_hidden_state"
-CAPTIONS = "text/multi30k/train.lc.norm.tok.en.gz"
-TOKENIZER = "text/minilm_tokenizer.json"
-SOLVED, HELD = 96, 48
-"""Captions that solvers see, and those behind them, on which errors are measured."""
-
 CONTENDERS: dict[str, tuple[Solver, Solver]] = {
     "nearest": (Nearest(), Nearest()),
     "gptq": (Gptq(), Gptq()),
@@ -67,32 +61,6 @@ CONTENDERS: dict[str, tuple[Solver, Solver]] = {
 }
 """Name -> solver of queries, keys and values, and of the output projection."""
 
-Vectors = NDArray[np.float64]
-
-
-@dataclass(frozen=True)
-class Sentences:
-    """Sentences of their own length, a sample each."""
-
-    tokens: Sequence[Sequence[int]]
-    source: str = "captions"
-    fingerprint: str = ""
-    preprocessing: str = ""
-    notes: tuple[str, ...] = ()
-    rows_per_sample: int = 1
-    row_names: tuple[str, ...] = ()
-
-    def __len__(self) -> int:
-        return len(self.tokens)
-
-    def __getitem__(self, index: int, /) -> Arrays:
-        identifiers = np.asarray([self.tokens[index]], np.int64)
-        return {
-            "input_ids": identifiers,
-            "attention_mask": np.ones_like(identifiers),
-            "token_type_ids": np.zeros_like(identifiers),
-        }
-
 
 @dataclass(frozen=True, eq=False)
 class Bench:
@@ -102,7 +70,7 @@ class Bench:
     weights: Mapping[str, PlannedWeight]
     grams: Mapping[str, Vectors]
     attention: AttentionProblems
-    held: Sentences
+    subject: Subject
     bits: int = 8
 
     def problem(self, name: str) -> LayerProblem:
@@ -132,39 +100,46 @@ class Bench:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Print the errors of every block, of the sentence vectors, and the clip search's trap."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True, help="folder with models/ and text/")
+    parser.add_argument("--data", type=Path, help="folder with models/ and text/")
+    parser.add_argument("--translator", type=Path, help="folder of the float files of benchmarks.nmt, with samples")
     parser.add_argument("--bits", default="4,3,2", help="widths of the weights, separated by commas")
     parser.add_argument("--pairs", action="store_true", help="score the sentence pairs of STS14 too")
     given = parser.parse_args(arguments)
-    prepared, solved, held = prepare(given.data)
-    pairs = Pairs.read(given.data) if given.pairs else None
-    wide = make_bench(prepared, solved, held)
-    runs = Runs(prepared.model, wide.attention.blocks, held)
-    for bits in (int(b) for b in given.bits.split(",")):
-        bench = replace(wide, bits=bits)
-        print(section(bench, runs, pairs), flush=True)
-        print(clip_section(bench), flush=True)
+    if given.data is None and given.translator is None:
+        parser.error("give --data, --translator or both")
+    pairs = Pairs.read(given.data) if given.pairs and given.data is not None else None
+    for subject in subjects(given.data, given.translator):
+        wide = make_bench(prepare(subject), subject)
+        runs = Runs(wide.state.model, wide.attention.blocks, subject)
+        for bits in (int(b) for b in given.bits.split(",")):
+            bench = replace(wide, bits=bits)
+            print(section(bench, runs, pairs if subject.pooled else None), flush=True)
+            print(clip_section(bench), flush=True)
 
 
-def prepare(data: Path) -> tuple[State, Sentences, Sentences]:
-    """Return the placed model and the captions to solve on and to measure on."""
-    tokens = readers.tokenize(data / TOKENIZER, readers.gzip_lines(data / CAPTIONS, SOLVED + HELD))
-    solved, held = Sentences(tokens[:SOLVED]), Sentences(tokens[SOLVED:])
-    context = Context(target=load_target("x86"), recipe=Recipe(), calibration=solved, acceptance=held)
-    start = State(model=load_model(data / MODEL).model, plan=CompressionPlan())
-    return run_passes(start, context, "place")[0], solved, held
+def subjects(data: Path | None, folder: Path | None) -> list[Subject]:
+    """Return the models to measure."""
+    return [*([minilm(data)] if data is not None else []), *(translator(folder) if folder is not None else [])]
 
 
-def make_bench(state: State, solved: Sentences, held: Sentences) -> Bench:
+def prepare(subject: Subject) -> State:
+    """Return the placed model."""
+    context = Context(target=load_target("x86"), recipe=Recipe(), calibration=subject.solved, acceptance=subject.held)
+    start = State(model=load_model(subject.model).model, plan=CompressionPlan())
+    return run_passes(start, context, "place")[0]
+
+
+def make_bench(state: State, subject: Subject) -> Bench:
     """Return the model with the moments of its layers."""
     weights = planned_weights(state, range(1, 9))
     options = GramOptions(positions=POSITIONS)
+    solved, held = subject.solved, subject.held
     grams = gram_matrices(state, weights, solved, options)
     blocks, _ = find_attention(state.model)
     inner = [w for w in weights if w.entry.name in {n for b in blocks for n in _weights(b)}]
     sets = Samples(solved, options, grams), Samples(held, options, gram_matrices(state, inner, held, options))
     attention = attention_problems(state, inner, *sets)
-    return Bench(state, {w.entry.name: w for w in weights}, grams, attention, held)
+    return Bench(state, {w.entry.name: w for w in weights}, grams, attention, subject)
 
 
 def section(bench: Bench, runs: Runs, pairs: Pairs | None) -> str:
@@ -179,10 +154,15 @@ def section(bench: Bench, runs: Runs, pairs: Pairs | None) -> str:
         errors = [runs.block_error(block, arrays) for block in blocks]
         cells = [f"{100 * e:.2f}" for e in (*errors, float(np.median(errors)))]
         vectors = partial(runs.vectors, arrays=arrays)
-        close = f"{_cosine(runs.exact, vectors(bench.held)):.4f}"
+        close = f"{_cosine(runs.exact, vectors(bench.subject.held)):.4f}"
         rows.append([name, *cells, close, *(pairs.cells(vectors) if pairs is not None else []), f"{seconds:.0f} s"])
         print(rows[-1], file=sys.stderr, flush=True)
-    header = [f"W{bench.bits}, error in %", *(f"block {i}" for i in range(len(blocks))), "median", "cosine"]
+    header = [
+        f"{bench.subject.name} W{bench.bits}, error in %",
+        *(f"block {i}" for i in range(len(blocks))),
+        "median",
+        "cosine",
+    ]
     header += [*(["mean of sets", "pooled"] if pairs is not None else []), "time"]
     matched = sum(b.matched for b in blocks)
     return f"{matched} of {len(blocks)} blocks matched\n\n{markdown_table(header, rows)}"
@@ -206,7 +186,7 @@ def clip_section(bench: Bench) -> str:
         peak = float(np.abs(array).max() / np.sqrt(np.square(array).mean()))
         rows.append([name, f"{peak:.1f}", *(f"{100 * e:.2f}" for e in lost)])
     header = [
-        f"W{bench.bits} feed-forward output",
+        f"{bench.subject.name} W{bench.bits} feed-forward output",
         "peak / rms",
         "error %, plain clip search",
         "by the Gram's diagonal",
@@ -230,13 +210,13 @@ def _output(block: AttentionBlock) -> str:
 class Runs:
     """Sessions whose attention weights are inputs: one up to each block's output, and one of the whole model."""
 
-    def __init__(self, model: ir.Model, blocks: Sequence[AttentionBlock], held: Sentences) -> None:
+    def __init__(self, model: ir.Model, blocks: Sequence[AttentionBlock], subject: Subject) -> None:
         names = [n for b in blocks for n in _weights(b)]
         self._float: Arrays = {n: np.asarray(constant_of(model.graph.initializers[n])) for n in names}
-        self._sessions = {name: _open(model, name, names) for name in (*map(_output, blocks), OUTPUT)}
-        self._held = held
+        self._sessions = {name: _open(model, name, names) for name in (*map(_output, blocks), subject.output)}
+        self._subject = subject
         self._outputs = {b.name: self._tokens(_output(b), {}) for b in blocks}
-        self.exact = self.vectors(held, {})
+        self.exact = self.vectors(subject.held, {})
 
     def block_error(self, block: AttentionBlock, arrays: Arrays) -> float:
         """Return the squared error of a block's output, as a share of its power, with its own weights rounded."""
@@ -244,12 +224,15 @@ class Runs:
         exact = self._outputs[block.name]
         return float(np.square(found - exact).sum() / np.square(exact).sum())
 
-    def vectors(self, samples: Sentences, arrays: Arrays) -> Vectors:
-        """Return a vector for every sentence: the mean over its tokens."""
-        return np.stack([self._run(OUTPUT, samples[i], arrays)[0].mean(0) for i in range(len(samples))])
+    def vectors(self, samples: Lines, arrays: Arrays) -> Vectors:
+        """Return the vectors of the model's output."""
+        output = self._subject.output
+        found = [self._run(output, samples[i], arrays) for i in range(len(samples))]
+        return np.concatenate([self._subject.vectors(f) for f in found])
 
     def _tokens(self, output: str, arrays: Arrays) -> Vectors:
-        found = [self._run(output, self._held[i], arrays) for i in range(len(self._held))]
+        held = self._subject.held
+        found = [self._run(output, held[i], arrays) for i in range(len(held))]
         return np.concatenate([f.reshape(-1, f.shape[-1]) for f in found])
 
     def _run(self, output: str, sample: Arrays, arrays: Arrays) -> Vectors:
@@ -275,34 +258,6 @@ def _open(model: ir.Model, output: str, names: Sequence[str]) -> ort.InferenceSe
 def _cosine(first: Vectors, second: Vectors) -> float:
     product = (first * second).sum(1)
     return float((product / (np.linalg.norm(first, axis=1) * np.linalg.norm(second, axis=1))).mean())
-
-
-@dataclass(frozen=True, eq=False)
-class Pairs:
-    """The sentence pairs of STS14 with the set that each belongs to."""
-
-    first: Sentences
-    second: Sentences
-    gold: Vectors
-    sets: NDArray[np.str_]
-
-    @classmethod
-    def read(cls, data: Path) -> Pairs:
-        """Read them."""
-        path = data / "text/sts14_pairs.tsv"
-        first, second, gold = readers.sentence_pairs(path)
-        sets = [line.split("\t")[0] for line in path.read_text(encoding="utf-8").splitlines()]
-        tokenize: Callable[[list[str]], Sentences] = lambda texts: Sentences(readers.tokenize(data / TOKENIZER, texts))  # noqa: E731
-        return cls(tokenize(first), tokenize(second), np.asarray(gold, np.float64), np.asarray(sets))
-
-    def cells(self, vectors: Callable[[Sentences], Vectors]) -> list[str]:
-        """Return 100 times the mean over the sets, and the pooled, Spearman correlation with the gold."""
-        from scipy.stats import spearmanr  # here, because nothing else needs it
-
-        one, other = vectors(self.first), vectors(self.second)
-        close = (one * other).sum(1) / (np.linalg.norm(one, axis=1) * np.linalg.norm(other, axis=1))
-        each = [spearmanr(close[self.sets == s], self.gold[self.sets == s])[0] for s in sorted(set(self.sets))]
-        return [f"{100 * float(v):.2f}" for v in (np.mean(each), spearmanr(close, self.gold)[0])]
 
 
 if __name__ == "__main__":

@@ -68,6 +68,8 @@ class SolveCodes:
     calibration samples, and the one with the least error on the acceptance samples wins. Layers without such an H
     (other operators, no samples, too many inputs) are rounded to nearest with scales by the weighted error.
 
+    Weights with a scale for every block of inputs get all of them refitted too, on the levels that were planned.
+
     Rows that are queries, keys or values of attention are judged by what their errors change there, and "boa" and
     "aespa" minimize that. They take part only where attention is found.
 
@@ -107,7 +109,7 @@ class SolveCodes:
         Raises:
             DataError: the model does not run on a sample.
         """
-        weights = planned_weights(state, range(1, self.max_bits + 1))
+        weights = planned_weights(state, range(1, self.max_bits + 1), blocks=True)
         solvers = (self.solvers or BY_EFFORT[min(context.recipe.effort, max(BY_EFFORT))]).split("+")
         options = {"solvers": "+".join(solvers), "tables": self.tables}
         if not weights:
@@ -188,8 +190,11 @@ class SolveCodes:
 
     @staticmethod
     def _free(weight: PlannedWeight, context: Context) -> PlannedWeight:
-        """Return the weight without planned levels, where the runtime looks levels up, whichever they are."""
-        if not looks_up_levels(context.target):
+        """Return the weight without planned levels, where the runtime looks levels up, whichever they are.
+
+        The kernels of products with a scale for every block compute with the codes.
+        """
+        if weight.block_size or not looks_up_levels(context.target):
             return weight
         return replace(weight, entry=replace(weight.entry, levels=None, codes=None))
 
@@ -205,6 +210,7 @@ class SolveCodes:
             floor=floor,
             kernel=kernel,
             heads=moments.heads,
+            block_size=weight.block_size,
         )
         contest = hold_contest(layer, self._tables(weight, layer), solvers, self.limit)
         won = contest.winner
@@ -212,6 +218,8 @@ class SolveCodes:
         return self._entry(weight, won.levels, won.solution, reason), contest
 
     def _rounded(self, state: State, weight: PlannedWeight) -> TensorPlan:
+        if weight.block_size:
+            return weight.entry  # its blocks were searched by the power of their inputs, which says more
         rows, floor = weight.rows(), row_floor(state, weight)
         alike = np.ones((1, 1, 1))
         layer = Layer(weight=rows, gram=alike, held=alike, floor=floor)

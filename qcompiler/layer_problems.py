@@ -56,6 +56,11 @@ class PlannedWeight:
         """The axis of its output channels; None for one scale in all."""
         return self.entry.spec.axis if self.entry.spec is not None else None
 
+    @property
+    def block_size(self) -> int:
+        """Inputs that share a scale; 0 is all of an output channel."""
+        return (self.entry.spec.block_size or 0) if self.entry.spec is not None else 0
+
     def rows(self) -> Float64:
         """Return the weight as float64 of shape (groups, rows, inputs)."""
         flat = self.array.reshape(1, -1) if self.axis is None else as_rows(self.array, self.axis)
@@ -70,26 +75,30 @@ class PlannedWeight:
         return np.ascontiguousarray(np.moveaxis(rows.reshape(moved), 0, self.axis))
 
     def scale(self, rows: Float64) -> NDArray[np.float32]:
-        """Return scales of shape (groups, rows) as the plan keeps them: float32 of shape () or (channels,)."""
-        flat = rows.astype(np.float32).reshape(-1)
+        """Return scales of shape (groups, rows) as the plan keeps them: float32 of shape () or (channels,).
+
+        Those of blocks, (groups, rows, blocks), become (channels, blocks).
+        """
+        flat = rows.astype(np.float32).reshape(-1, *rows.shape[2:])
         return flat.reshape(()) if self.axis is None else flat
 
 
-def planned_weights(state: State, narrow: range, names: Collection[str] | None = None) -> list[PlannedWeight]:
+def planned_weights(
+    state: State, narrow: range, names: Collection[str] | None = None, *, blocks: bool = False
+) -> list[PlannedWeight]:
     """Return the planned weights whose width is in a range, in the order in which the network reads them.
-
-    Those with a scale for every block are none of them: they keep their scales, and are rounded to nearest.
 
     Args:
         state: a placed state.
         narrow: widths in bits.
         names: only these; None for all. Weights are read into memory.
+        blocks: also those with a scale for every block of inputs.
     """
     wanted = {
         name: entry
         for name, entry in state.plan.tensors.items()
         if entry.role is Role.WEIGHT and entry.spec is not None and entry.spec.num_bits in narrow
-        if entry.spec.block_size is None and (names is None or name in names)
+        if (blocks or entry.spec.block_size is None) and (names is None or name in names)
     }
     if not wanted:
         return []

@@ -20,6 +20,9 @@ SINGULAR = 1e-12
 FOLLOWED = 0.5
 """How far a layer's target moves towards what makes up for all errors before it, as few samples show them."""
 
+CHUNK = 512
+"""Columns that are multiplied at once, at least."""
+
 MAX_DAMPINGS = 10
 """How often the damping is repeated while a factorization fails."""
 
@@ -50,6 +53,8 @@ class Gram:
 class GramAccumulator:
     """Sums x x^T and x over chunks of columns, in float64 and in the order in which they come.
 
+    Columns wait until they are ``CHUNK`` or more: a product of few columns takes as long to store as to compute.
+
     Args:
         groups: groups of the convolution; 1 otherwise.
         inputs: weights per output channel.
@@ -59,13 +64,21 @@ class GramAccumulator:
         self._second = np.zeros((groups, inputs, inputs))
         self._sum = np.zeros((groups, inputs))
         self._count = 0
+        self._waiting: list[Float64] = []
 
     def add(self, columns: NDArray[np.floating]) -> None:
         """Add columns of shape (groups, positions, inputs), each of which is one x; any floating type."""
-        exact = columns.astype(np.float64)
-        self._second += exact.transpose(0, 2, 1) @ exact
-        self._sum += exact.sum(1)
+        self._waiting.append(columns.astype(np.float64))
         self._count += columns.shape[1]
+        if sum(part.shape[1] for part in self._waiting) >= CHUNK:
+            self._flush()
+
+    def _flush(self) -> None:
+        if self._waiting:
+            exact = np.concatenate(self._waiting, axis=1)
+            self._waiting.clear()
+            self._second += exact.transpose(0, 2, 1) @ exact
+            self._sum += exact.sum(1)
 
     def result(self) -> Gram:
         """Return the moments over everything added.
@@ -75,6 +88,7 @@ class GramAccumulator:
         """
         if self._count == 0:
             raise QCompileError("a Gram matrix over no columns at all")
+        self._flush()
         return Gram(symmetric(self._second / self._count), self._sum / self._count, self._count)
 
 

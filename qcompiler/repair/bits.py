@@ -17,7 +17,7 @@ from qcompiler.plan import QuantSpec, Role, TensorPlan
 from qcompiler.protocols import Pass
 from qcompiler.quant.allocation import MAX_SIZE, Allocation, kilobytes
 from qcompiler.quant.frontier import BitSearch
-from qcompiler.quant.weights import absmax_scale
+from qcompiler.quant.weights import absmax_scale, as_blocks
 from qcompiler.quant.width_error import width_errors
 from qcompiler.recipe import Recipe
 from qcompiler.records import Floor, LayerDamage, Verdict
@@ -276,8 +276,10 @@ def _at_full_width(state: State, *layers: Choosable) -> State:
     entries = []
     for layer in layers:
         spec = replace(layer.entry.spec or QuantSpec(signed=True, symmetric=True), num_bits=FULL)
-        scale = absmax_scale(weight_rows(layer), spec.code_range[1])
-        scale = scale if spec.axis is not None else scale.reshape(())
+        rows = weight_rows(layer)
+        parts = rows if spec.block_size is None else as_blocks(rows, None, spec.block_size)[0]
+        shape = () if spec.axis is None else (len(rows),) if spec.block_size is None else (len(rows), -1)
+        scale = absmax_scale(parts, spec.code_range[1]).reshape(shape)
         zero = np.zeros(scale.shape, np.int32)
         entries.append(replace(layer.entry, spec=spec, scale=scale, zero_point=zero, codes=None, levels=None))
     full = replace(state, plan=state.plan.with_tensors(*entries))

@@ -192,16 +192,16 @@ def capture_grams(
     found: dict[str, Gram] = {}
     batches = list(_batches({n: layouts[n] for n in inputs}, options.batch_bytes))
     for number, names in enumerate(batches):
-        sums = {n: GramAccumulator(layouts[n].groups, layouts[n].inputs) for n in names}
+        keys = {n: (inputs[n], layouts[n]) for n in names}  # queries, keys and values read the same
+        sums = {key: GramAccumulator(key[1].groups, key[1].inputs) for key in keys.values()}
         values = list(dict.fromkeys(inputs[n] for n in names))
         for index, captured in enumerate(stream(model, values, samples, threads=options.threads)):
-            for name in names:
-                data = np.asarray(captured[inputs[name]])
-                columns = input_columns(layouts[name], data, limit, (options.seed, index))
-                sums[name].add(columns)
+            for (value, layout), total in sums.items():
+                total.add(input_columns(layout, np.asarray(captured[value]), limit, (options.seed, index)))
             if options.progress is not None:
                 options.progress(number * len(samples) + index + 1, len(batches) * len(samples))
-        found.update({name: sums[name].result() for name in names})
+        results = {key: total.result() for key, total in sums.items()}
+        found.update({name: results[keys[name]] for name in names})
     return found
 
 

@@ -29,7 +29,7 @@ def toy_problem(
     columns = toy_inputs(seed, groups, inputs)
     gram = damped(columns.transpose(0, 2, 1) @ columns / COLUMNS)
     weight = rng.standard_t(4, (groups, rows, inputs)) * rng.uniform(0.1, 1, (groups, rows, 1))
-    return make_problem(weight, gram, levels, smallest_scales(weight), kernel)
+    return make_problem(weight, gram, levels, smallest_scales(weight), kernel=kernel)
 
 
 def nearest_of(value: float, levels: Levels) -> int:

@@ -102,7 +102,7 @@ def test_rows_move_to_the_exact_minimum_after_every_block(rows, monkeypatch):
     """With H the identity and a fixed grid, every row is rounded from where brute force puts it."""
     problem = toy_heads(5, uniform_levels(3), heads=1, rows=6, inputs=4)
     problem = replace(problem, gram=np.eye(4)[None])
-    monkeypatch.setattr("qcompiler.quant.solvers.boa.search_scale", lambda *_: problem.scale[:, :1] * 0 + 0.2)
+    monkeypatch.setattr("qcompiler.quant.solvers.boa.search_scale", lambda rest, *_: np.full(rest.shape[:2], 0.2))
     problem = replace(problem, scale=np.full((1, 6), 0.2))
     order = np.argsort(-np.diag(problem.row_gram[0]), kind="stable")
     weight, codes = problem.weight[0].copy(), np.zeros((6, 4), np.int8)

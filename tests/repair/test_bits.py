@@ -41,6 +41,8 @@ from qcompiler.trials.trial import Trial
 from tests.compiling import lowered, run_passes, samples, serialized
 from tests.models import conv_net
 from tests.passes.test_allocate_bits import ready, run, widths
+from tests.passes.test_matmul_nbits import planned as blockwise
+from tests.passes.test_matmul_nbits import product as gemm_net
 
 FINISH = ("scale-weights", "calibrate{method=minmax}", "correct-bias")
 
@@ -235,6 +237,15 @@ def test_damage_is_what_a_layer_at_eight_bits_gains(decided):
     assert ranked_damage(state, replace(where, trial=None)) == []
     assert {d.name for d in ranked_damage(replace(state, bit_search=None), where)} == {d.name for d in found}
     assert {d.action for d in with_actions(found, state, "float")} == {"float"}
+
+
+def test_the_damage_of_a_layer_with_a_scale_for_every_block():
+    state, where = blockwise(gemm_net((100, 20), "Gemm", bias=True), bits=3)
+    state = run_passes(state, where, "observe", "calibrate{method=minmax}", "correct-bias")
+    where = replace(where, trial=Trial(state.model, where.target, samples(state.model, 3, seed=9), where))
+    (found,) = ranked_damage(state, where)
+    assert (found.name, found.bits, found.cause) == ("node", 3, "rounding of the weights")
+    assert found.damage_db > 10, "five bits are 30 dB, of which rounded activations leave less"
 
 
 @pytest.fixture(scope="module")

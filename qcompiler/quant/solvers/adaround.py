@@ -12,7 +12,7 @@ from qcompiler.quant.solvers.adam import Adam, row_weights
 from qcompiler.quant.solvers.coupled import coupled_errors
 from qcompiler.quant.solvers.descent import polish
 from qcompiler.quant.solvers.nearest import nearest
-from qcompiler.quant.solvers.problem import LayerProblem, Solution, better_rows, row_errors
+from qcompiler.quant.solvers.problem import LayerProblem, Solution, better_rows, block_sums, column_scale, row_errors
 from qcompiler.quant.solvers.refit import refit_scale
 
 STRETCH = (1.2, -0.1)
@@ -70,11 +70,13 @@ class Adaround:
         weight, gram = problem.weight.astype(np.float32), problem.gram.astype(np.float32)
         row_gram = None if rows is None else rows.astype(np.float32)
         low, gap, bits = _bracket(problem)
-        log_scale = np.log(problem.scale).astype(np.float32)[:, :, None]
+        log_scale = np.log(np.atleast_3d(problem.scale)).astype(np.float32)
         smallest = np.log(problem.floor).astype(np.float32)[:, :, None]
+        inputs, size = weight.shape[2], problem.block_size or weight.shape[2]
         move_bits, move_scale = Adam(bits.shape, self.rate), Adam(log_scale.shape, self.scale_rate)
         for iteration in range(self.iterations):
-            scale = np.exp(log_scale)
+            own = np.exp(log_scale)
+            scale = column_scale(own, inputs, size)
             soft, slope = _soft_bit(bits)
             codes = low + gap * soft
             gradient = ((scale * codes - weight) @ gram) * (2 * units)
@@ -84,11 +86,11 @@ class Adaround:
             if beta and iteration > self.iterations // 2 and _decided(soft):
                 break
             bits += move_bits.step((gradient * scale * gap + push) * slope)
-            log_scale += move_scale.step((gradient * codes).sum(2, keepdims=True) * scale)
+            log_scale += move_scale.step(block_sums(gradient * codes, size) * own)
             np.maximum(log_scale, smallest, out=log_scale)
         codes = low + gap * (bits >= 0)
-        scale = np.maximum(np.exp(log_scale[:, :, 0].astype(np.float64)), problem.floor)
-        return Solution(codes.astype(np.int8), scale)
+        scale = problem.at_least(np.exp(log_scale.astype(np.float64)).reshape(problem.scale.shape))
+        return Solution(codes.astype(np.int8), scale, problem.block_size)
 
     def _beta(self, iteration: int) -> float:
         """Return the exponent of the push, 0 while bits are free."""
@@ -113,7 +115,7 @@ def _units(problem: LayerProblem) -> Float32:
 
 def _bracket(problem: LayerProblem) -> tuple[Float32, Float32, Float32]:
     """Return the lower neighboring level, the distance to the upper one, and the bit variable that interpolates."""
-    values = problem.weight / problem.scale[:, :, None]
+    values = problem.weight / problem.steps()
     levels = problem.levels.astype(np.float64)
     number = np.clip(np.searchsorted(levels, values, side="right") - 1, 0, len(levels) - 2)
     low, gap = levels[number], np.diff(levels)[number]

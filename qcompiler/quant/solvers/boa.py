@@ -69,11 +69,10 @@ class Boa:
         codes = np.empty(weight.shape, np.int8)
         for first in range(0, weight.shape[1], self.rows):
             here, behind = slice(first, first + self.rows), slice(first + self.rows, None)
-            if scale.ndim == 2:
-                moved = (rest[:, here] != weight[:, here]).any(2)
-                if moved.any():
-                    anew = search_scale(rest[:, here], problem.gram, problem.levels, floor[:, here])
-                    scale[:, here] = np.where(moved, anew, scale[:, here])
+            moved = (rest[:, here] != weight[:, here]).any(2)
+            if moved.any():
+                anew = search_scale(rest[:, here], problem.gram, problem.levels, floor[:, here], problem.block_size)
+                scale[:, here][moved] = anew[moved]
             steps = column_scale(scale[:, here], weight.shape[2], problem.block_size)
             codes[:, here] = columns.codes(rest[:, here], steps, problem.levels)
             error = rest[:, here] - codes[:, here] * steps

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,6 +43,7 @@ class Layer:
         floor: float64, shape (groups, rows): smallest scales.
         kernel: weights per input channel.
         heads: rows that belong to heads of attention; only layers with one group have such.
+        block_size: inputs that share a scale; 0 is all of a row.
     """
 
     weight: Float64
@@ -51,6 +52,11 @@ class Layer:
     floor: Float64
     kernel: int = 1
     heads: tuple[HeadRows, ...] = ()
+    block_size: int = 0
+
+    def problem(self, levels: Levels, gram: Float64) -> LayerProblem:
+        """Return the problem of the layer on a table of levels, given the damped H, with searched scales."""
+        return make_problem(self.weight, gram, levels, self.floor, kernel=self.kernel, block_size=self.block_size)
 
     def error(self, solution: Solution) -> float:
         """Return what decides: tr(E H E^T), or by what share attention is off, summed over queries, keys and values."""
@@ -59,9 +65,10 @@ class Layer:
         rest = self._rest()
         shares = [head.error(self.weight, solution) for head in self.heads]
         if rest.size:
-            part = Solution(solution.codes[:, rest], solution.scale[:, rest])
             weight = self.weight[:, rest]
-            shares.append(output_error(weight, part, self.held) / max(output_power(weight, self.held), TINY))
+            shares.append(
+                output_error(weight, solution.part(rest), self.held) / max(output_power(weight, self.held), TINY)
+            )
         return float(sum(shares))
 
     def power(self) -> float:
@@ -172,7 +179,7 @@ def _solve_heads(
     if not layer.heads:
         return {}
     absent = {}
-    parts = [head.problem(layer.weight, problem.levels, layer.floor) for head in layer.heads]
+    parts = [head.problem(layer.weight, problem.levels, layer.floor, layer.block_size) for head in layer.heads]
     rest = better_rows(problem, *solved.values())
     for name in names:
         if any(SOLVERS[name]().cost(part) > limit for part in parts):
@@ -194,7 +201,7 @@ def _best_table(layer: Layer, tables: dict[str, Levels], limit: float) -> tuple[
     scout = "descent" if Descent().cost(_unscaled(layer)) <= limit else "nearest"
     best: tuple[float, str, LayerProblem, Solution] | None = None
     for name, levels in tables.items():
-        problem = make_problem(layer.weight, gram, levels, layer.floor, layer.kernel)
+        problem = layer.problem(levels, gram)
         solution = Descent(sweeps=SCOUTED).solve(problem) if scout == "descent" else SOLVERS[scout]().solve(problem)
         if name == "fitted" and scout == "descent":
             problem, solution = _refitted(problem, solution)
@@ -209,12 +216,13 @@ def _best_table(layer: Layer, tables: dict[str, Levels], limit: float) -> tuple[
 def _refitted(problem: LayerProblem, solution: Solution) -> tuple[LayerProblem, Solution]:
     """Return a fitted table after fitting it once more to the codes that were found, if that is better."""
     levels = refit_levels(problem, solution)
-    scale = np.maximum(level_scale(levels, problem.levels, solution.scale), problem.floor)
+    scale = problem.at_least(level_scale(levels, problem.levels, solution.scale))
     again = problem.with_levels(levels, scale)
     found = polish(again, nearest(again), sweeps=SCOUTED)
     taken = np.searchsorted(problem.levels, solution.codes)
     if len(levels) == len(problem.levels):
-        found = better_rows(again, found, polish(again, Solution(levels[taken], scale), sweeps=SCOUTED))
+        start = replace(solution, codes=levels[taken], scale=scale)
+        found = better_rows(again, found, polish(again, start, sweeps=SCOUTED))
     before, after = (output_error(problem.weight, s, problem.gram) for s in (solution, found))
     return (again, found) if after < before else (problem, solution)
 

@@ -7,6 +7,8 @@ the second moment of the keys. For the keys it is that of the queries, for the v
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -35,7 +37,7 @@ def better_groups(problem: LayerProblem, *solutions: Solution) -> Solution:
     for number, solution in enumerate(solutions[1:], 1):
         won = best == number
         codes[won], scale[won] = solution.codes[won], solution.scale[won]
-    return Solution(codes, scale, solutions[0].block_size)
+    return replace(solutions[0], codes=codes, scale=scale)
 
 
 def coupled_rows(row_gram: Float64) -> NDArray[np.bool_]:

@@ -12,6 +12,7 @@ from qcompiler.quant.gram import Float64
 from qcompiler.quant.solvers.coupled import better_groups, coupled_errors
 from qcompiler.quant.solvers.gptq import Gptq
 from qcompiler.quant.solvers.problem import LayerProblem, Solution, better_rows
+from qcompiler.quant.solvers.refit import refit_scale
 from qcompiler.quant.solvers.scales import round_to_levels
 
 SWEEPS = 20
@@ -86,7 +87,7 @@ def descend(problem: LayerProblem, solution: Solution, sweeps: int = TURNS) -> S
     of all groups therefore take turns in plain coordinate descent.
 
     Args:
-        problem: with one scale per row.
+        problem: the layer.
         solution: where to start.
         sweeps: over all rows at most.
     """
@@ -108,21 +109,23 @@ def descend(problem: LayerProblem, solution: Solution, sweeps: int = TURNS) -> S
                 floor=problem.floor[:, here],
                 row_gram=None,
             )
-            better = polish(alone, Solution(codes[:, here], scale[:, here]), sweeps=1)
+            better = polish(alone, replace(solution, codes=codes[:, here], scale=scale[:, here]), sweeps=1)
             codes[:, here], scale[:, here] = better.codes, better.scale
             error[:, here] = better.weight() - problem.weight[:, here]
-        now = float(coupled_errors(problem.weight, Solution(codes, scale), problem.gram, row_gram).sum())
+        found = replace(solution, codes=codes, scale=scale)
+        now = float(coupled_errors(problem.weight, found, problem.gram, row_gram).sum())
         if now >= last * (1 - LITTLE):
             break
         last = now
-    return better_groups(problem, solution, Solution(codes, scale))
+    return better_groups(problem, solution, replace(solution, codes=codes, scale=scale))
 
 
 class _Search:
     """Codes with what a move changes, columns first: all arrays are of shape (groups, inputs, rows).
 
-    With P = H q^T and T = H W^T the error's slope along code j is s (s P - T)_j, a parabola whose minimum lies at
-    q_j - (s P - T)_j / (s H_jj); the level nearest to it is the best one.
+    A weight is s r q: s is the scale of its row's first block, r that of its own block as a share of it (1 where rows
+    have one scale), q its code. With P = H (r q)^T and T = H W^T the error's slope along code j is s^2 r (P - T / s)_j,
+    a parabola whose minimum lies at q_j - (P - T / s)_j / (r H_jj); the level nearest to it is the best one.
     """
 
     def __init__(
@@ -132,23 +135,39 @@ class _Search:
         self._kept = None if kept is None else np.ascontiguousarray(kept.transpose(0, 2, 1))
         self._weight = np.ascontiguousarray(problem.weight.transpose(0, 2, 1))
         self._codes = np.ascontiguousarray(solution.codes.transpose(0, 2, 1)).astype(np.float64)
-        self._scale = solution.scale.copy()
-        self._product = problem.gram @ self._codes
         self._target = problem.gram @ self._weight
         self._power = (self._weight * self._target).sum(1)
+        self._take(solution)
+
+    def _take(self, solution: Solution) -> None:
+        """Go on with the scales of a solution whose codes are these."""
+        self._start, steps = solution, solution.steps()
+        self._scale = steps[:, :, 0].copy()
+        shares = np.ascontiguousarray((steps / steps[:, :, :1]).transpose(0, 2, 1))
+        self._shares = np.broadcast_to(shares, self._codes.shape)
+        self._product = self._problem.gram @ (self._codes * self._shares)
 
     def solution(self) -> Solution:
         """Return what was reached."""
-        return Solution(np.ascontiguousarray(self._codes.transpose(0, 2, 1)).astype(np.int8), self._scale)
+        codes = np.ascontiguousarray(self._codes.transpose(0, 2, 1)).astype(np.int8)
+        return replace(self._start, codes=codes, scale=self._start.scale if self._start.block_size else self._scale)
+
+    def _parts(self) -> tuple[Float64, Float64]:
+        """Return u H u^T and u H w^T of every row, with u = r q."""
+        values = self._codes * self._shares
+        return (values * self._product).sum(1), (values * self._target).sum(1)
 
     def error(self) -> float:
         """Return tr(E H E^T), from the products that are kept."""
-        square, linear = (self._codes * self._product).sum(1), (self._codes * self._target).sum(1)
+        square, linear = self._parts()
         return float((self._scale**2 * square - 2 * self._scale * linear + self._power).sum())
 
     def refit(self) -> None:
-        """Give every row the best scale for its codes, as ``refit_scale`` does."""
-        square, linear = (self._codes * self._product).sum(1), (self._codes * self._target).sum(1)
+        """Give every row the best scale for its codes, as ``refit_scale`` does; those of blocks change the products."""
+        if self._start.block_size:
+            self._take(refit_scale(self._problem, self.solution()))
+            return
+        square, linear = self._parts()
         useful = (square > 0) & (linear > 0)
         best = np.where(useful, linear / np.where(useful, square, 1.0), self._scale)
         self._scale = np.maximum(best, self._problem.floor)
@@ -165,16 +184,16 @@ class _Search:
         return moved
 
     def _sweep_block(self, first: int, last: int) -> Float64:
-        """Move the codes of some columns and return by how much, shape (groups, columns, rows)."""
+        """Move the codes of some columns and return by how much r q changed, shape (groups, columns, rows)."""
         gram, levels = self._problem.gram, self._problem.levels
         inner = self._product[:, first:last].copy()
         moves = np.zeros_like(inner)
         for column in range(first, last):
-            here = column - first
+            here, share = column - first, self._shares[:, column]
             curvature = gram[:, column, column, None]
-            step = np.where(curvature > 0, curvature, 1.0)
+            step = np.where(curvature > 0, curvature, 1.0) * np.square(share)
             code = self._codes[:, column]
-            slope = inner[:, here] - self._target[:, column] / self._scale
+            slope = (inner[:, here] - self._target[:, column] / self._scale) * share
             move = round_to_levels(code - slope / step, levels) - code
             gain = -move * (2.0 * slope + move * step)
             move[(gain <= NOISE * step) | (curvature <= 0)] = 0.0
@@ -182,6 +201,6 @@ class _Search:
                 move *= self._kept[:, column]
             if move.any():
                 self._codes[:, column] += move
-                moves[:, here] = move
-                inner[:, here + 1 :] += gram[:, first + here + 1 : last, column, None] * move[:, None]
+                moves[:, here] = move * share
+                inner[:, here + 1 :] += gram[:, first + here + 1 : last, column, None] * moves[:, here, None]
         return moves

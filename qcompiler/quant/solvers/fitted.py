@@ -72,12 +72,12 @@ def refit_levels(problem: LayerProblem, solution: Solution) -> Levels:
     """
     levels = problem.levels
     count = len(levels)
-    number = np.searchsorted(levels, solution.codes)
+    number, steps = np.searchsorted(levels, solution.codes), solution.steps()
     matrix, target = np.zeros((count, count)), np.zeros(count)
     for group in range(problem.weight.shape[0]):
         product = problem.weight[group] @ problem.gram[group]
         for row, chosen in enumerate(number[group]):
-            scale = solution.scale[group, row]
+            scale = steps[group, row]
             hot = np.zeros((len(chosen), count))
             hot[np.arange(len(chosen)), chosen] = scale
             matrix += hot.T @ (problem.gram[group] @ hot)

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
 
 from qcompiler.quant.gram import Float64, inverse_factor
 from qcompiler.quant.levels import Levels
-from qcompiler.quant.solvers.problem import Int8, LayerProblem, Solution, column_scale
-from qcompiler.quant.solvers.refit import refine_scale, refit_scale
+from qcompiler.quant.solvers.problem import Int8, LayerProblem, Solution
+from qcompiler.quant.solvers.refit import refit_scale
 from qcompiler.quant.solvers.scales import round_to_levels
 
 
@@ -33,15 +33,9 @@ class Gptq:
 
     def solve(self, problem: LayerProblem, seed: int = 0) -> Solution:
         """Return codes and scales; the seed is not used."""
-        inputs = problem.weight.shape[2]
         columns = Columns(problem.gram, ordered=self.ordered, block=self.block)
-        codes = columns.codes(problem.weight, column_scale(problem.scale, inputs, problem.block_size), problem.levels)
-        found = Solution(codes, problem.scale, problem.block_size)
-        return (
-            refit_scale(problem, found)
-            if problem.scale.ndim == 2
-            else refine_scale(replace(problem, row_gram=None), found)
-        )
+        codes = columns.codes(problem.weight, problem.steps(), problem.levels)
+        return refit_scale(problem, Solution(codes, problem.scale, problem.block_size))
 
     def cost(self, problem: LayerProblem) -> float:
         """Return about how many multiply-accumulates it takes."""

@@ -12,7 +12,9 @@ from qcompiler.quant.solvers.scales import RATIOS, SHORTLIST, round_to_levels
 
 def nearest(problem: LayerProblem) -> Solution:
     """Return nearest rounding with the problem's own scales."""
-    return Solution(round_to_levels(problem.weight / problem.scale[:, :, None], problem.levels), problem.scale)
+    return Solution(
+        round_to_levels(problem.weight / problem.steps(), problem.levels), problem.scale, problem.block_size
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import ClassVar, Protocol, runtime_checkable
+from typing import ClassVar, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +13,7 @@ from qcompiler.quant.levels import Levels
 
 Float64 = NDArray[np.float64]
 Int8 = NDArray[np.int8]
+Number = TypeVar("Number", np.float32, np.float64)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -28,8 +29,8 @@ class LayerProblem:
         gram: float64, shape (groups, inputs, inputs), or (1, inputs, inputs) where all groups read the same: H, the
             (damped) second moment of the layer's input, centered where a bias takes the mean error back.
         levels: sorted int8 values that codes may take.
-        scale: float64, shape (groups, rows): where solvers start from. GPTQ and BoA also take
-            (groups, rows, blocks), one per block of ``block_size`` neighbouring inputs.
+        scale: float64, shape (groups, rows), or (groups, rows, blocks) with one per block of ``block_size``
+            neighbouring inputs: where solvers start from.
         floor: float64, shape (groups, rows): the smallest scale allowed.
         kernel: weights per input channel, so that inputs = channels * kernel.
         row_gram: float64, shape (groups, rows, rows): G, (damped) and positive definite; None is the identity.
@@ -44,6 +45,14 @@ class LayerProblem:
     kernel: int = 1
     row_gram: Float64 | None = None
     block_size: int = 0
+
+    def steps(self) -> Float64:
+        """Return the scales to start from, such that they broadcast to the weight; see ``column_scale``."""
+        return column_scale(self.scale, self.weight.shape[2], self.block_size)
+
+    def at_least(self, scale: Float64) -> Float64:
+        """Return scales of the shape of ``scale``, none below the floor of its row."""
+        return np.maximum(scale, self.floor.reshape(*self.floor.shape, *(1,) * (scale.ndim - 2)))
 
     def with_levels(self, levels: Levels, scale: Float64) -> LayerProblem:
         """Return the same problem on another table of levels, with the scales to start from there."""
@@ -64,12 +73,20 @@ class Solution:
     scale: Float64
     block_size: int = 0
 
+    def steps(self) -> Float64:
+        """Return the scales, such that they broadcast to the codes; see ``column_scale``."""
+        return column_scale(self.scale, self.codes.shape[2], self.block_size)
+
     def weight(self) -> Float64:
         """Return the weights that this stands for, shape (groups, rows, inputs)."""
-        return self.codes * column_scale(self.scale, self.codes.shape[2], self.block_size)
+        return self.codes * self.steps()
+
+    def part(self, rows: slice | NDArray[np.int64]) -> Solution:
+        """Return some of the rows of every group."""
+        return replace(self, codes=self.codes[:, rows], scale=self.scale[:, rows])
 
 
-def column_scale(scale: Float64, inputs: int, block_size: int = 0) -> Float64:
+def column_scale(scale: NDArray[Number], inputs: int, block_size: int = 0) -> NDArray[Number]:
     """Return scales that broadcast to (groups, rows, inputs), from one per row or one per row and block of inputs.
 
     Args:
@@ -79,7 +96,27 @@ def column_scale(scale: Float64, inputs: int, block_size: int = 0) -> Float64:
     """
     if scale.ndim == 2:
         return scale[:, :, None]
+    if scale.shape[2] == 1:
+        return scale
     return np.repeat(scale, block_size, axis=2)[:, :, :inputs]
+
+
+def block_sums(numbers: NDArray[Number], block_size: int = 0) -> NDArray[Number]:
+    """Return the sums over every block of inputs, shape (groups, rows, blocks).
+
+    Args:
+        numbers: shape (groups, rows, inputs).
+        block_size: inputs in a block, of which the last may have fewer; 0 is all in one.
+    """
+    return np.asarray(in_blocks(numbers, block_size).sum(3))
+
+
+def in_blocks(numbers: NDArray[Number], block_size: int = 0) -> NDArray[Number]:
+    """Return numbers of shape (groups, rows, inputs) as (groups, rows, blocks, inputs of a block), filled with 0."""
+    size = block_size or numbers.shape[2]
+    missing = -numbers.shape[2] % size
+    filled = np.pad(numbers, ((0, 0), (0, 0), (0, missing))) if missing else numbers
+    return filled.reshape(*numbers.shape[:2], -1, size)
 
 
 @runtime_checkable
@@ -128,9 +165,8 @@ def better_rows(problem: LayerProblem, *solutions: Solution) -> Solution:
     """Return for every row the solution with the least error; rows do not depend on each other."""
     errors = np.stack([row_errors(problem.weight, s, problem.gram) for s in solutions])
     best = errors.argmin(0)
-    codes, scale = solutions[0].codes, solutions[0].scale
+    codes, scale = solutions[0].codes.copy(), solutions[0].scale.copy()
     for number, solution in enumerate(solutions[1:], 1):
         won = best == number
-        codes = np.where(won[:, :, None], solution.codes, codes)
-        scale = np.where(won, solution.scale, scale)
-    return Solution(codes, scale)
+        codes[won], scale[won] = solution.codes[won], solution.scale[won]
+    return replace(solutions[0], codes=codes, scale=scale)

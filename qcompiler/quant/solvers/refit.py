@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from qcompiler.quant.solvers.coupled import better_groups, coupled_rows
-from qcompiler.quant.solvers.problem import Float64, LayerProblem, Solution, better_rows
+from qcompiler.quant.solvers.problem import Float64, LayerProblem, Solution, better_rows, block_sums
 from qcompiler.quant.solvers.scales import round_to_levels
 
 ROUNDS = 8
 SWEEPS = 3
+TURNS = 50
+"""Of the scales of a row's blocks; far fewer are needed until they have settled."""
+
+SETTLED = 1e-6
+"""Scales that moved by no more than this share have settled."""
 
 
 def refit_scale(problem: LayerProblem, solution: Solution) -> Solution:
@@ -18,16 +25,39 @@ def refit_scale(problem: LayerProblem, solution: Solution) -> Solution:
     A row whose codes are all 0, or whose best scale is not positive, keeps its scale. A scale below the floor
     becomes the floor, which is the best of those allowed, because the error is a parabola in s.
 
+    The scales of a row's blocks are a small problem of least squares: with q_k the codes of block k, 0 elsewhere, they
+    solve sum over l of (q_k H q_l) s_l = q_k H w. Each takes its minimum in turn, given the others, until none moves.
+
     Source: Kim et al., "TurboBoA" (2026), scale refinement with an identity row factor; Jeon et al.,
-    "GENIE" (2023) learns the same scale.
+    "GENIE" (2023) learns the same scale. Differs: several scales in a row.
     """
+    power, wanted = _block_moments(problem, solution)
+    blocks = wanted.shape[2]
+    own, others = np.einsum("grkk->grk", power).copy(), power * (1 - np.eye(blocks))
+    scale = solution.scale.reshape(wanted.shape).copy()
+    for _ in range(TURNS if blocks > 1 else 1):
+        before = scale.copy()
+        for block in range(blocks):
+            left = wanted[:, :, block] - (others[:, :, block] * scale).sum(2)
+            useful = (own[:, :, block] > 0) & (left > 0)
+            best = np.where(useful, left / np.where(useful, own[:, :, block], 1.0), scale[:, :, block])
+            scale[:, :, block] = np.maximum(best, problem.floor)
+        if np.allclose(before, scale, rtol=SETTLED, atol=0):
+            break
+    return replace(solution, scale=scale.reshape(solution.scale.shape))
+
+
+def _block_moments(problem: LayerProblem, solution: Solution) -> tuple[Float64, Float64]:
+    """Return q_k H q_l and q_k H w of every row, shapes (groups, rows, blocks, blocks) and (groups, rows, blocks)."""
     codes = solution.codes.astype(np.float64)
-    product = codes @ problem.gram
-    power = (product * codes).sum(2)
-    wanted = (product * problem.weight).sum(2)
-    useful = (power > 0) & (wanted > 0)
-    scale = np.where(useful, wanted / np.where(useful, power, 1.0), solution.scale)
-    return Solution(solution.codes, np.maximum(scale, problem.floor))
+    size = solution.block_size or codes.shape[2]
+    powers, wanted = [], []
+    for first in range(0, codes.shape[2], size):
+        part = slice(first, first + size)
+        product = codes[:, :, part] @ problem.gram[:, part]
+        powers.append(block_sums(product * codes, size))
+        wanted.append((product * problem.weight).sum(2))
+    return np.stack(powers, axis=2), np.stack(wanted, axis=2)
 
 
 def refine_scale(problem: LayerProblem, solution: Solution, sweeps: int = SWEEPS) -> Solution:
@@ -47,12 +77,12 @@ def refine_scale(problem: LayerProblem, solution: Solution, sweeps: int = SWEEPS
             np.eye(solution.codes.shape[1]), (len(problem.weight), *solution.codes.shape[1:2] * 2)
         )
     coupled = coupled_rows(row_gram)
-    start = solution
-    if solution.scale.ndim == 2 and not coupled.all():
-        alone = refit_scale(problem, solution).scale
-        start = Solution(solution.codes, np.where(coupled, solution.scale, alone))
-        if not coupled.any():
-            return start
+    scale = solution.scale.copy()
+    if not coupled.all():
+        scale[~coupled] = refit_scale(problem, solution).scale[~coupled]
+    start = replace(solution, scale=scale)
+    if not coupled.any():
+        return start
     found = start
     for _ in range(sweeps):
         before, found = found, _swept(problem, row_gram, found)
@@ -80,15 +110,15 @@ def _swept(problem: LayerProblem, row_gram: Float64, solution: Solution) -> Solu
             best = np.where(useful & (wanted > 0), np.maximum(wanted, floor), scale[:, row, block])
             slope += row_gram[:, :, row, None] * ((best - scale[:, row, block])[:, None] * product)[:, None, :]
             scale[:, row, block] = best
-    return Solution(solution.codes, scale.reshape(solution.scale.shape), solution.block_size)
+    return replace(solution, scale=scale.reshape(solution.scale.shape))
 
 
 def alternate(problem: LayerProblem, solution: Solution, rounds: int = ROUNDS) -> Solution:
     """Return codes and scales after refitting and nearest rounding in turns, while that lowers the error of a row."""
     best = refit_scale(problem, solution)
     for _ in range(rounds):
-        codes = round_to_levels(problem.weight / best.scale[:, :, None], problem.levels)
-        again = better_rows(problem, best, refit_scale(problem, Solution(codes, best.scale)))
+        codes = round_to_levels(problem.weight / best.steps(), problem.levels)
+        again = better_rows(problem, best, refit_scale(problem, replace(best, codes=codes)))
         if np.array_equal(again.codes, best.codes):
             break
         best = again
