@@ -1,5 +1,8 @@
 """The contenders: quantization by ``onnxruntime.quantization``, each run in a fresh process.
 
+``blocks4`` has weights of 4 bits in blocks of 64, of products and tables, by its quantizer for MatMulNBits, which needs
+opset 21 and writes a broken file from an older one without saying so.
+
 The static contenders write QDQ with uint8 activations and per-channel int8 weights, which its documentation
 recommends for x86 processors with VNNI, and differ in the calibrator, whose options stay at their defaults.
 A model below opset 13 is converted to 17 first, because per-channel DequantizeLinear needs 13 (without it the
@@ -29,10 +32,12 @@ if TYPE_CHECKING:
 STATIC_METHODS = ("minmax", "percentile", "entropy")
 DYNAMIC = "dynamic"
 INT4 = "int4"
+BLOCKS4 = "blocks4"
 
 _CONVERT_BELOW = 13
 _CONVERT_TO = 17
 _INT4_OPSET = 21
+_BLOCK = 64
 _NO_BIAS_ADJUSTMENT = "QDQDisableWeightAdjustForInt32Bias"
 _MEMORY_LIMIT_BYTES = 18 * 2**30
 
@@ -41,8 +46,8 @@ def run_rival(method: str, model: Path, calibration: Path, folder: Path) -> Tool
     """Quantize a model with one contender in a fresh process.
 
     Args:
-        method: one of ``STATIC_METHODS``; ``INT4``, min-max with weights of 4 bits; or ``DYNAMIC``, which reads no
-            samples.
+        method: one of ``STATIC_METHODS``; ``INT4``, min-max with weights of 4 bits; or ``DYNAMIC`` or ``BLOCKS4``,
+            which read no samples.
         model: the float model.
         calibration: .npz of arrays by input name, samples first.
         folder: where to write; the file is named after the method.
@@ -67,11 +72,13 @@ def _quantize(method: str, model: Path, calibration: Path, output: Path) -> None
 
     notes: list[str] = []
     with tempfile.TemporaryDirectory(prefix="rival-") as scratch:
-        least, to = (_INT4_OPSET, _INT4_OPSET) if method == INT4 else (_CONVERT_BELOW, _CONVERT_TO)
+        least, to = (_INT4_OPSET, _INT4_OPSET) if method in (INT4, BLOCKS4) else (_CONVERT_BELOW, _CONVERT_TO)
         loaded = _untied(_converted(onnx.load(model), least, to, notes), notes)
         prepared = _prepare(loaded, Path(scratch), notes)
         if method == DYNAMIC:
             quantize_dynamic(prepared, output, per_channel=True, weight_type=QuantType.QInt8)
+        elif method == BLOCKS4:
+            _quantize_blocks(loaded, output)
         else:
             _quantize_static(method, prepared, calibration, output, notes)
     output.with_suffix(".json").write_text(json.dumps(notes), encoding="utf-8")
@@ -114,6 +121,22 @@ def _prepare(model: onnx.ModelProto, scratch: Path, notes: list[str]) -> Path:
         return float_path
     notes.append("quant_pre_process")
     return prepared
+
+
+def _quantize_blocks(model: onnx.ModelProto, output: Path) -> None:
+    from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
+
+    axes = {"MatMul": 0, "Gather": 1}
+    made = MatMulNBitsQuantizer(
+        model,
+        bits=4,
+        block_size=_BLOCK,
+        accuracy_level=4,
+        op_types_to_quantize=tuple(axes),
+        quant_axes=tuple(axes.items()),
+    )
+    made.process()
+    made.model.save_model_to_file(str(output))
 
 
 def _quantize_static(method: str, prepared: Path, calibration: Path, output: Path, notes: list[str]) -> None:
@@ -161,7 +184,7 @@ def _reader(calibration: Path) -> Any:  # noqa: ANN401 - onnxruntime has no type
 
 def _main() -> None:
     parser = argparse.ArgumentParser(description="Quantize one model with onnxruntime.quantization.")
-    parser.add_argument("method", choices=(*STATIC_METHODS, INT4, DYNAMIC))
+    parser.add_argument("method", choices=(*STATIC_METHODS, INT4, BLOCKS4, DYNAMIC))
     parser.add_argument("model", type=Path)
     parser.add_argument("calibration", type=Path)
     parser.add_argument("output", type=Path)

@@ -1,0 +1,187 @@
+"""A whole sentence model in few megabytes: what all-MiniLM-L6-v2 loses at four sizes of the file.
+
+Usage: python -m benchmarks.sentences --data ROOT [--seeds 0,1,2] [--sizes 8.0,6.8] [--keep DIR] [--out FILE]
+
+``qcompile`` gets a size limit and shares it between the table and the layers. It is calibrated on captions of Multi30k
+and on the same captions with half of their words exchanged for random ones, because the sentences that score, STS14,
+are no captions. Beside it stand the tools of ``onnxruntime.quantization``, which read no samples for these models.
+Every run is kept in ``--keep``, and the report has all that are there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+
+from benchmarks.compiler import run_with_words
+from benchmarks.rivals import BLOCKS4, DYNAMIC, run_rival
+from benchmarks.sentence_model import (
+    MINILM,
+    VOCABULARY,
+    Tokens,
+    Truth,
+    by_length,
+    captions,
+    read_truth,
+    scored,
+    sentence_feeds,
+    sentence_latency,
+    token_counts,
+)
+from benchmarks.tables import environment, markdown_table, wrapped
+
+SENTENCES = 1600
+CALIBRATION = 1200
+"""Sentences that are drawn from the captions, and those of them that ``qcompile`` may decide by."""
+EXCHANGED = 0.5
+FIRST_WORD = 1000
+"""Identifiers below it are marks and unused places."""
+NO_FLOOR = "--min-sqnr=-1000"
+"""The SQNR of token vectors is not what is asked for here: sentence vectors are compared."""
+WEIGHTS_ONLY = """[match.'MatMul']
+scheme = "weight_only"
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """One size of the file.
+
+    Attributes:
+        size: what the tables call it, in MB.
+        words: options of ``qcompile``.
+        recipe: the text of a ``qcompile.toml``.
+    """
+
+    size: str
+    words: tuple[str, ...]
+    recipe: str = ""
+
+
+def _limited(size: str, bits: str, recipe: str = "") -> Setting:
+    return Setting(size, ("--max-size", f"{size}MB", "--embedding-bits", bits), recipe)
+
+
+SETTINGS = (
+    _limited("6.8", "1-4"),
+    _limited("8.0", "1-4"),
+    _limited("12.2", "1-6"),
+    _limited("17", "1-8", WEIGHTS_ONLY),
+)
+
+
+def write_calibration(folder: Path, tokens: Tokens) -> Path:
+    """Write the calibration sentences, a file for every length so that nothing is padded, and return their folder."""
+    rng = np.random.default_rng(0)
+    sentences = []
+    for number, place in enumerate(np.linspace(0, len(tokens) - 1, SENTENCES).astype(int)):
+        sentence = np.asarray(tokens[place], np.int64)
+        if number % 2:
+            exchanged = rng.random(sentence.size) < EXCHANGED
+            exchanged[[0, -1]] = False
+            sentence[exchanged] = rng.integers(FIRST_WORD, VOCABULARY, int(exchanged.sum()))
+        sentences.append(sentence.tolist())
+    folder.mkdir(parents=True, exist_ok=True)
+    for group in by_length(sentences):
+        feeds = sentence_feeds([sentences[place] for place in group])
+        np.savez(folder / f"{len(sentences[group[0]]):03d}.npz", **feeds)  # type: ignore[arg-type]
+    return folder
+
+
+def compiled(setting: Setting, seed: int, data: Path, folder: Path) -> Path | None:
+    """Return the file of one size, compiled in a process of its own where it is not kept; None where that failed.
+
+    Args:
+        setting: what is asked for.
+        seed: of everything that is drawn.
+        data: the folder of the benchmark data.
+        folder: what is kept; has the calibration sentences and the counts.
+    """
+    output = folder / f"{setting.size}-s{seed}"
+    kept = output / "model.onnx"
+    if kept.is_file():
+        return kept
+    words = ["--target", "x86", *setting.words, NO_FLOOR, "--calibration-samples", str(CALIBRATION)]
+    words += ["--token-counts", str(folder / "counts.npy"), "--seed", str(seed)]
+    if setting.recipe:
+        recipe = folder / f"{setting.size}.toml"
+        recipe.write_text(setting.recipe, encoding="utf-8")
+        words += ["--config", str(recipe)]
+    run = run_with_words(setting.size, data / MINILM, folder / "calibration", words, output)
+    if run.notes:
+        print(f"{setting.size} MB, seed {seed}: {run.notes}", file=sys.stderr)
+    return run.model
+
+
+def row(name: str, paths: Sequence[Path], truth: Truth, data: Path) -> list[str]:
+    """Return what files of one kind lose, as a row of the table; their time is that of the first."""
+    results = [scored(path, truth.tokens) for path in paths]
+    size = max(path.stat().st_size for path in paths)
+    print(f"{name}: {size} bytes, losses {truth.losses(results)}, {list(map(truth.cosine, results))}", file=sys.stderr)
+    return [name, str(len(paths)), f"{size / 1e6:.2f}", *truth.cells(results), *sentence_latency(data, paths[:1])]
+
+
+def section(data: Path, folder: Path, settings: Sequence[Setting], seeds: Sequence[int]) -> str:
+    """Return the table of all sizes and contenders, as markdown."""
+    tokens, truth = captions(data), read_truth(data)
+    folder.mkdir(parents=True, exist_ok=True)
+    np.save(folder / "counts.npy", token_counts(tokens))
+    calibration = write_calibration(folder / "calibration", tokens)
+    before = truth.correlations(truth.original)
+    size = (data / MINILM).stat().st_size
+    rows = [["float", "", f"{size / 1e6:.2f}", *(f"{x:.2f}" for x in before), "1", "1"]]
+    for setting in settings:
+        found = [path for seed in seeds if (path := compiled(setting, seed, data, folder)) is not None]
+        if found:
+            rows.append(row(f"at most {setting.size} MB", found, truth, data))
+    for method in (DYNAMIC, BLOCKS4):
+        rival = run_rival(method, data / MINILM, calibration, folder)
+        if rival.model is not None:
+            rows.append(row(f"onnxruntime, {method}", [rival.model], truth, data))
+    header = ("file", "seeds", "MB", "pooled", "mean of sets", "cosine", "latency, 32 tokens")
+    about = (
+        "all-MiniLM-L6-v2 as a whole, scored on STS14: correlations of the float model, and below them losses in "
+        "points, the mean of the seeds with its 95 % interval; the smallest of the seeds' mean cosines of sentence "
+        "vectors to the float model's; time of a sentence over that of the float model, one thread."
+    )
+    return f"{wrapped(about)}\n\n{markdown_table(header, rows)}"
+
+
+def _arguments(argv: Iterable[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.sentences", description=__doc__)
+    parser.add_argument("--data", type=Path, required=True, help="the folder of the benchmark data")
+    parser.add_argument("--seeds", default="0,1,2", help="seeds, separated by commas")
+    parser.add_argument("--sizes", default=",".join(s.size for s in SETTINGS), help="some of: %(default)s")
+    parser.add_argument("--keep", type=Path, help="keep what was written in this folder, and take what is there")
+    parser.add_argument("--out", type=Path, help="write the report to this file")
+    return parser.parse_args(None if argv is None else list(argv))
+
+
+def main(argv: Iterable[str] | None = None) -> int:
+    """Run the benchmark and print or write its report."""
+    arguments = _arguments(argv)
+    onnxruntime.set_default_logger_severity(3)
+    seeds = [int(seed) for seed in arguments.seeds.split(",")]
+    settings = [s for s in SETTINGS if s.size in arguments.sizes.split(",")]
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = (arguments.keep or Path(scratch)).resolve()
+        table = section(arguments.data.resolve(), folder, settings, seeds)
+    report = "\n".join(
+        ["# A sentence model in few megabytes", "", table, environment("python -m benchmarks.sentences --data ROOT")]
+    )
+    if arguments.out is None:
+        print(report)
+    else:
+        arguments.out.write_text(report, encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
