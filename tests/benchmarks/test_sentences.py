@@ -20,7 +20,8 @@ def test_half_of_the_calibration_sentences_have_half_of_their_words_exchanged(tm
             ids, mask = arrays["input_ids"], arrays["attention_mask"]
         length = int(path.stem)
         assert ids.shape == mask.shape == (len(ids), length)
-        assert (ids[:, 0] == 101).all() and (ids[:, -1] == 102).all()
+        assert (ids[:, 0] == 101).all()
+        assert (ids[:, -1] == 102).all()
         assert ids[:, 1:-1].min() >= FIRST_WORD
         kept = ids[:, 1:-1] == np.arange(2000, 2000 + length - 2)
         same, words = same + int(kept.sum()), words + kept.size
@@ -62,7 +63,8 @@ def test_intervals_hold_the_loss_and_narrow_with_more_pairs():
         damaged = Scored(vectors, gold + 0.3 * rng.standard_normal(gold.size))
         bounds = known.intervals([damaged])
         losses = known.losses([damaged])
-        assert (bounds[:, 0] < losses).all() and (losses < bounds[:, 1]).all()
+        assert (bounds[:, 0] < losses).all()
+        assert (losses < bounds[:, 1]).all()
         widths.append(bounds[:, 1] - bounds[:, 0])
     assert (widths[1] < widths[0] / 2).all()
 
