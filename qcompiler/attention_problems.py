@@ -176,6 +176,7 @@ def output_hessian(block: AttentionBlock) -> Float64 | None:
     flag = output.node.attributes.get("transB")
     weight = np.asarray(array, np.float64)
     weight = weight.T if output.node.op_type == "Gemm" and flag is not None and flag.as_int() else weight
+    weight = weight if output.factors is None else weight * output.factors[:, None]
     found = np.zeros((heads, size, size))
     for number, channels in enumerate(output.rows):
         found[value.head_of[number]] += weight[channels] @ weight[channels].T

@@ -7,8 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
 
 from qcompiler.model.attention_paths import MAX_STEPS, MOVING, PASSING, Channels, Path, Rotation, is_projection, send
+from qcompiler.model.edit import constant_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -23,6 +25,8 @@ class Projection:
         head_of: int64, shape (query heads,): which of these heads a query head uses.
         rotation: a rotary embedding behind it, or None.
         data: name of what the weight is multiplied with.
+        factors: float, shape (inputs,): what the input channels of the output projection are multiplied with before
+            it, such as to smooth them; None where nothing is.
     """
 
     node: ir.Node
@@ -31,6 +35,7 @@ class Projection:
     head_of: Channels
     rotation: Rotation | None
     data: str
+    factors: NDArray[np.floating] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -128,7 +133,7 @@ def projection(path: Path | str, table: Channels | str, heads: int) -> Projectio
 def output_projection(context: ir.Value, channels: Channels, heads: int, size: int) -> Projection | str:
     """Return the product that reads a value with head channels in it, numbered by head and dimension."""
     steps: list[tuple[ir.Node, int]] = []
-    value = context
+    value, factors = context, None
     for _ in range(MAX_STEPS):
         uses = list(value.uses())
         if len(uses) != 1 or value.is_graph_output():
@@ -136,6 +141,10 @@ def output_projection(context: ir.Value, channels: Channels, heads: int, size: i
         node = uses[0].node
         if is_projection(node):
             break
+        by_channel = _channel_factors(node, heads * size)
+        if by_channel is not None and is_projection(_only_reader(node)):
+            value, factors = node.outputs[0], by_channel
+            continue
         if uses[0].idx != 0 or node.op_type not in (*MOVING, *PASSING):
             return f"{node.op_type} '{node.name}' lies between the attention and the projection"
         steps.append((node, 0))
@@ -155,7 +164,22 @@ def output_projection(context: ir.Value, channels: Channels, heads: int, size: i
         head_of=np.arange(heads, dtype=np.int64),
         rotation=None,
         data=name_of(value),
+        factors=factors,
     )
+
+
+def _channel_factors(node: ir.Node, channels: int) -> NDArray[np.floating] | None:
+    """Return the constant by which a Mul multiplies every channel of the last axis, None for any other node."""
+    if node.op_type != "Mul" or len(node.inputs) != 2:
+        return None
+    constants = [array for value in node.inputs if (array := constant_of(value)) is not None]
+    fits = len(constants) == 1 and constants[0].size == channels and constants[0].shape[-1:] == (channels,)
+    return np.asarray(constants[0], np.float64).reshape(-1) if fits else None
+
+
+def _only_reader(node: ir.Node) -> ir.Node | None:
+    uses = list(node.outputs[0].uses())
+    return uses[0].node if len(uses) == 1 else None
 
 
 def uses_of(blocks: Sequence[AttentionBlock]) -> Iterator[tuple[AttentionBlock, str, Projection]]:

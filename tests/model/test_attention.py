@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from qcompiler.attention_problems import output_hessian
 from qcompiler.model.attention import find_attention
 from qcompiler.model.load import load_model
 from tests.attention_nets import HEADS, SIZE, WIDTH, Net, cached, fused, grouped, packed, rotary, separate
@@ -134,6 +135,26 @@ def test_an_output_that_something_else_reads_too_is_a_reason():
     proto.graph.output.append(helper.make_tensor_value_info("spy", FLOAT, None))
     (reason,) = only(proto).reasons
     assert reason == "output: 'context' is read by more than a projection"
+
+
+@pytest.mark.parametrize("between", [False, True])
+def test_factors_by_channel_before_the_output_projection_are_passed(between):
+    net, factors = Net(), np.arange(1, WIDTH + 1, dtype=np.float32)
+    parts = [net.linear("x", r, WIDTH, role=r) for r in ("query", "key", "value")]
+    query, value = (net.split_heads(p, n, HEADS) for p, n in ((parts[0], "q"), (parts[2], "v")))
+    context = net.core(query, net.split_heads(parts[1], "k", HEADS, (0, 2, 3, 1)), value)
+    back = net.add("Transpose", [context], "back", perm=[0, 2, 1, 3])
+    joined = net.add("Reshape", [back, net.ints(0, 0, WIDTH)], "joined")
+    smooth = net.add("Mul", [joined, net.constant("factors", factors)], "smooth")
+    block = only(net.close(net.add("Relu", [smooth], "bent") if between else smooth, merged=True))
+    if between:
+        assert block.reasons == ("output: Mul 'smooth' lies between the attention and the projection",)
+        return
+    assert block.matched
+    assert block.output.factors == pytest.approx(factors)
+    weight = net.constants[block.output.weight].astype(np.float64) * factors[:, None]
+    rows = weight.reshape(HEADS, SIZE, WIDTH)
+    assert output_hessian(block) == pytest.approx(rows @ rows.transpose(0, 2, 1), rel=1e-5)
 
 
 def test_a_classifiers_softmax_is_no_attention():
