@@ -135,7 +135,7 @@ def output_projection(context: ir.Value, channels: Channels, heads: int, size: i
     steps: list[tuple[ir.Node, int]] = []
     value, factors = context, None
     for _ in range(MAX_STEPS):
-        uses = list(value.uses())
+        uses = [use for use in value.uses() if use.node.op_type != "Shape"]
         if len(uses) != 1 or value.is_graph_output():
             return f"'{value.name}' is read by more than a projection"
         node = uses[0].node

@@ -15,6 +15,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from qcompiler.model.edit import constant_of
+from qcompiler.model.shapes import partly_known, whole
 from qcompiler.model.weights import is_float_constant, scales_operands
 
 Channels = NDArray[np.int64]
@@ -146,7 +147,12 @@ def is_scalar(value: ir.Value) -> bool:
     """Return True for a value that surely has one element."""
     if value.const_value is not None:
         return value.const_value.size == 1
-    return value.shape is not None and all(d == 1 for d in value.shape)
+    if value.shape is not None and all(d == 1 for d in value.shape):
+        return True
+    node = value.producer()
+    if node is not None and node.op_type in ("Cast", "Sqrt", "Div", "Reciprocal"):  # of a computed size of heads
+        return all(v is not None and is_scalar(v) for v in node.inputs)
+    return len(partly_known(value) or ()) == 1
 
 
 # -- rotary embeddings ---------------------------------------------------------------------------------
@@ -267,11 +273,15 @@ def _constant(node: ir.Node, index: int) -> NDArray[np.int64] | None:
     return None if array is None else np.asarray(array, np.int64)
 
 
+def _integers(node: ir.Node, index: int) -> NDArray[np.int64] | None:
+    return whole(node.inputs[index]) if index < len(node.inputs) else None
+
+
 def _axes(node: ir.Node) -> tuple[int, ...] | None:
     attribute = node.attributes.get("axes")
     if attribute is not None:
         return tuple(attribute.as_ints())
-    given = _constant(node, 1)
+    given = _integers(node, 1)
     return None if given is None else tuple(int(a) for a in given.reshape(-1))
 
 
@@ -302,7 +312,7 @@ def _flatten(step: _Step, channels: Channels) -> Channels | None:
 
 def _split(step: _Step, channels: Channels) -> Channels | None:
     axis, outputs = _axis(step.node, 0), len(step.node.outputs)
-    sizes, attribute = _constant(step.node, 1), step.node.attributes.get("split")
+    sizes, attribute = _integers(step.node, 1), step.node.attributes.get("split")
     if attribute is not None:
         sizes = np.asarray(attribute.as_ints(), np.int64)
     if sizes is None:
@@ -311,7 +321,7 @@ def _split(step: _Step, channels: Channels) -> Channels | None:
 
 
 def _slice(step: _Step, channels: Channels) -> Channels | None:
-    starts, ends, axes, strides = (_constant(step.node, i) for i in (1, 2, 3, 4))
+    starts, ends, axes, strides = (_integers(step.node, i) for i in (1, 2, 3, 4))
     if starts is None or ends is None or (axes is None and len(step.node.inputs) > 3 and step.node.inputs[3]):
         return None
     where = range(len(starts)) if axes is None else [int(a) for a in axes]
@@ -351,27 +361,11 @@ def _reshape(step: _Step, channels: Channels) -> Channels | None:
     product = int(np.prod([s for s in sizes if s is not None and s != -1]))
     if -1 not in sizes and sizes.count(None) == 1 and product != channels.size:
         return channels.reshape([-1 if s is None else s for s in sizes])
+    # What a graph computes for batch and length is mostly what they were.
+    kept = [channels.shape[a] if s is None and a < channels.ndim else s for a, s in enumerate(sizes)]
+    if None not in kept and -1 not in kept and int(np.prod([s or 1 for s in kept])) == channels.size:
+        return channels.reshape([s or 1 for s in kept])
     return channels.reshape([1 if s is None else s for s in sizes])
-
-
-def partly_known(value: ir.Value | None) -> list[int | None] | None:
-    """Return the entries of a computed shape, None for those that are not constant; None if its length is not known."""
-    if value is None:
-        return None
-    array = constant_of(value)
-    if array is not None:
-        return [int(v) for v in np.asarray(array).reshape(-1)]
-    node = value.producer()
-    if node is not None and node.op_type == "Concat":
-        parts = [partly_known(v) for v in node.inputs]
-        known = [p for p in parts if p is not None]
-        return [size for part in known for size in part] if len(known) == len(parts) else None
-    if node is not None and node.op_type in PASSING:
-        return partly_known(node.inputs[0])
-    length = value.shape[0] if value.shape is not None and len(value.shape) == 1 else None
-    if value.shape is not None and len(value.shape) == 0:
-        length = 1
-    return [None] * length if isinstance(length, int) else None
 
 
 _MOVES = {

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 import pytest
 from onnx import TensorProto, helper, numpy_helper
@@ -207,7 +209,6 @@ def test_all_six_blocks_of_minilm_are_matched(shared_data):
     assert all(b.scale == pytest.approx(32**-0.5) for b in blocks)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("dynamo", [True, False])
 def test_what_torch_exports_is_matched(tmp_path, dynamo):
     torch = pytest.importorskip("torch")
@@ -229,9 +230,11 @@ def test_what_torch_exports_is_matched(tmp_path, dynamo):
     torch.manual_seed(0)
     path = tmp_path / "torch.onnx"
     try:
-        torch.onnx.export(Block().eval(), (torch.randn(2, 5, WIDTH),), str(path), dynamo=dynamo)
-    except Exception as error:
-        pytest.skip(f"this exporter does not run: {error}")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # exporters warn of their own future
+            torch.onnx.export(Block().eval(), (torch.randn(2, 5, WIDTH),), str(path), dynamo=dynamo)
+    except ImportError as error:
+        pytest.skip(f"this exporter needs more than torch: {error}")
     blocks, missed = find_attention(load_model(path).model)
     assert missed == ()
     assert [b.reasons for b in blocks] == [(), ()]
