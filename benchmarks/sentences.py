@@ -3,9 +3,9 @@
 Usage: python -m benchmarks.sentences --data ROOT [--seeds 0,1,2] [--sizes 8.0,6.8] [--keep DIR] [--out FILE]
 
 ``qcompile`` gets a size limit and shares it between the table and the layers. It is calibrated on captions of Multi30k
-and on the same captions with half of their words exchanged for random ones, because the sentences that score, STS14,
-are no captions. Beside it stand the tools of ``onnxruntime.quantization``, which read no samples for these models.
-Every run is kept in ``--keep``, and the report has all that are there.
+and, for every second sample, on captions with half of their words exchanged for random ones, because the sentences that
+score, STS14, are no captions. Beside it stand the tools of ``onnxruntime.quantization``, which read no samples for these
+models. What is compiled is kept in ``--keep``, and not compiled again.
 """
 
 from __future__ import annotations
@@ -27,7 +27,6 @@ from benchmarks.sentence_model import (
     VOCABULARY,
     Tokens,
     Truth,
-    by_length,
     captions,
     read_truth,
     scored,
@@ -40,6 +39,9 @@ from benchmarks.tables import environment, markdown_table, wrapped
 SENTENCES = 1600
 CALIBRATION = 1200
 """Sentences that are drawn from the captions, and those of them that ``qcompile`` may decide by."""
+LENGTH = 24
+MARKS = (101, 102)
+"""[CLS] and [SEP]."""
 EXCHANGED = 0.5
 FIRST_WORD = 1000
 """Identifiers below it are marks and unused places."""
@@ -77,22 +79,18 @@ SETTINGS = (
 )
 
 
-def write_calibration(folder: Path, tokens: Tokens) -> Path:
-    """Write the calibration sentences, a file for every length so that nothing is padded, and return their folder."""
+def write_calibration(path: Path, tokens: Tokens) -> None:
+    """Write the calibration sentences: stretches of captions, all of one length so that searches can batch them."""
     rng = np.random.default_rng(0)
-    sentences = []
-    for number, place in enumerate(np.linspace(0, len(tokens) - 1, SENTENCES).astype(int)):
-        sentence = np.asarray(tokens[place], np.int64)
-        if number % 2:
-            exchanged = rng.random(sentence.size) < EXCHANGED
-            exchanged[[0, -1]] = False
-            sentence[exchanged] = rng.integers(FIRST_WORD, VOCABULARY, int(exchanged.sum()))
-        sentences.append(sentence.tolist())
-    folder.mkdir(parents=True, exist_ok=True)
-    for group in by_length(sentences):
-        feeds = sentence_feeds([sentences[place] for place in group])
-        np.savez(folder / f"{len(sentences[group[0]]):03d}.npz", **feeds)  # type: ignore[arg-type]
-    return folder
+    words = np.concatenate([np.asarray(sentence[1:-1], np.int64) for sentence in tokens])
+    inner = LENGTH - len(MARKS)
+    stretches = words[: words.size // inner * inner].reshape(-1, inner)
+    chosen = stretches[np.linspace(0, len(stretches) - 1, SENTENCES).astype(int)]
+    exchanged = rng.random(chosen.shape) < EXCHANGED
+    exchanged[::2] = False
+    chosen = np.where(exchanged, rng.integers(FIRST_WORD, VOCABULARY, chosen.shape), chosen)
+    first, last = (np.full((SENTENCES, 1), mark, np.int64) for mark in MARKS)
+    np.savez(path, **sentence_feeds(np.hstack([first, chosen, last]).tolist()))  # type: ignore[arg-type]
 
 
 def compiled(setting: Setting, seed: int, data: Path, folder: Path) -> Path | None:
@@ -114,7 +112,7 @@ def compiled(setting: Setting, seed: int, data: Path, folder: Path) -> Path | No
         recipe = folder / f"{setting.size}.toml"
         recipe.write_text(setting.recipe, encoding="utf-8")
         words += ["--config", str(recipe)]
-    run = run_with_words(setting.size, data / MINILM, folder / "calibration", words, output)
+    run = run_with_words(setting.size, data / MINILM, folder / "calibration.npz", words, output)
     if run.notes:
         print(f"{setting.size} MB, seed {seed}: {run.notes}", file=sys.stderr)
     return run.model
@@ -133,7 +131,7 @@ def section(data: Path, folder: Path, settings: Sequence[Setting], seeds: Sequen
     tokens, truth = captions(data), read_truth(data)
     folder.mkdir(parents=True, exist_ok=True)
     np.save(folder / "counts.npy", token_counts(tokens))
-    calibration = write_calibration(folder / "calibration", tokens)
+    write_calibration(folder / "calibration.npz", tokens)
     before = truth.correlations(truth.original)
     size = (data / MINILM).stat().st_size
     rows = [["float", "", f"{size / 1e6:.2f}", *(f"{x:.2f}" for x in before), "1", "1"]]
@@ -142,7 +140,7 @@ def section(data: Path, folder: Path, settings: Sequence[Setting], seeds: Sequen
         if found:
             rows.append(row(f"at most {setting.size} MB", found, truth, data))
     for method in (DYNAMIC, BLOCKS4):
-        rival = run_rival(method, data / MINILM, calibration, folder)
+        rival = run_rival(method, data / MINILM, folder / "calibration.npz", folder)
         if rival.model is not None:
             rows.append(row(f"onnxruntime, {method}", [rival.model], truth, data))
     header = ("file", "seeds", "MB", "pooled", "mean of sets", "cosine", "latency, 32 tokens")
