@@ -4,7 +4,7 @@ Usage: python -m benchmarks.sentences --data ROOT [--seeds 0,1,2] [--sizes 8.0,6
 
 ``qcompile`` gets a size limit and shares it between the table and the layers. It is calibrated on captions of Multi30k
 and, for every second sample, on captions with half of their words exchanged for random ones, because the sentences that
-score, STS14, are no captions. Beside it stand the tools of ``onnxruntime.quantization``, which read no samples for these
+score, STS14, are no captions. Beside it stand tools of ``onnxruntime.quantization``, which read no samples for these
 models. What is compiled is kept in ``--keep``, and not compiled again.
 """
 
