@@ -267,7 +267,7 @@ def _singular_notes(grams: Mapping[str, NDArray[np.float64]]) -> tuple[str, ...]
     more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
     return (
         f"singular Gram matrix of {', '.join(names[:NAMED])}{more}: the samples do not tell all inputs apart{some}; "
-        "damping decides what they leave open",
+        "damping decides what they leave open; more of --calibration-samples leave less",
     )
 
 

@@ -20,7 +20,7 @@ def columns():
 
 def moments(columns, *, centered):
     total = DriftAccumulator(GROUPS, INPUTS)
-    for part in np.array_split(np.arange(COUNT), 7):
+    for part in np.array_split(np.arange(COUNT), 23):
         total.add(columns[0][:, part], columns[1][:, part])
     return total.result(centered=centered)
 

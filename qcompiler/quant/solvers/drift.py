@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from qcompiler.quant.gram import Float64, symmetric
+from qcompiler.quant.gram import CHUNK, Float64, symmetric
 from qcompiler.quant.solvers.problem import Solution
 
 
@@ -72,6 +72,8 @@ class DriftMoments:
 class DriftAccumulator:
     """Sums the joint moments over chunks of columns, in float64 and in the order in which they come.
 
+    Columns wait until they are ``CHUNK`` or more, as for a ``GramAccumulator``.
+
     Args:
         groups: groups of the convolution; 1 otherwise.
         inputs: weights per output channel.
@@ -81,15 +83,24 @@ class DriftAccumulator:
         self._sums = [np.zeros((groups, inputs, inputs)) for _ in range(3)]
         self._means = [np.zeros((groups, inputs)) for _ in range(2)]
         self._count = 0
+        self._waiting: list[tuple[Float64, Float64]] = []
 
     def add(self, exact: NDArray[np.floating], found: NDArray[np.floating]) -> None:
         """Add columns of shape (groups, positions, inputs) of both models, at the same positions."""
-        x, y = exact.astype(np.float64), found.astype(np.float64)
+        self._waiting.append((exact.astype(np.float64), found.astype(np.float64)))
+        self._count += exact.shape[1]
+        if sum(x.shape[1] for x, _ in self._waiting) >= CHUNK:
+            self._flush()
+
+    def _flush(self) -> None:
+        if not self._waiting:
+            return
+        x, y = (np.concatenate(parts, axis=1) for parts in zip(*self._waiting, strict=True))
+        self._waiting.clear()
         for total, (left, right) in zip(self._sums, ((x, x), (x, y), (y, y)), strict=True):
             total += left.transpose(0, 2, 1) @ right
         for mean, part in zip(self._means, (x, y), strict=True):
             mean += part.sum(1)
-        self._count += x.shape[1]
 
     def result(self, *, centered: bool) -> DriftMoments:
         """Return the moments over everything added.
@@ -97,6 +108,7 @@ class DriftAccumulator:
         Args:
             centered: a bias takes the mean back.
         """
+        self._flush()
         count = max(self._count, 1)
         exact, cross, found = (total / count for total in self._sums)
         x, y = (mean / count for mean in self._means)
