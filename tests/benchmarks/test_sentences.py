@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from benchmarks.sentence_model import Scored, Truth, by_length, token_counts
-from benchmarks.sentences import LENGTH, MARKS, SENTENCES, write_calibration
+from benchmarks.sentences import FIRST_WORD, LENGTH, SENTENCES, write_calibration
 
-CAPTIONS = [[101, *range(2000, 2000 + length), 102] for length in (5, 9, 5, 7) * 2000]
+CAPTIONS = [[101, *range(2000, 2000 + length), 102] for length in (5, 12, 7, 12) * 100]
 
 
 def test_every_second_calibration_sentence_has_half_of_its_words_exchanged(tmp_path):
@@ -16,11 +16,11 @@ def test_every_second_calibration_sentence_has_half_of_its_words_exchanged(tmp_p
     with np.load(tmp_path / "calibration.npz") as arrays:
         ids, mask = arrays["input_ids"], arrays["attention_mask"]
     assert ids.shape == mask.shape == (SENTENCES, LENGTH)
-    assert (ids[:, [0, -1]] == MARKS).all()
-    assert (ids[::2, 1:-1] < 2010).all()
-    exchanged = ids[1::2, 1:-1] >= 2010
+    assert (ids[:, [0, -1]] == (101, 102)).all()
+    assert (ids[::2, 1:-1] == np.arange(2000, 2000 + LENGTH - 2)).all()
+    exchanged = ids[1::2, 1:-1] != np.arange(2000, 2000 + LENGTH - 2)
     assert exchanged.mean() == pytest.approx(0.5, abs=0.03)
-    assert ids.min() >= 101
+    assert ids[:, 1:-1].min() >= FIRST_WORD
 
 
 def truth(similarity):
