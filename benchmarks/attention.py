@@ -1,12 +1,11 @@
 """What attention loses when its projections get few bits, by the solver that chose the codes.
 
-The model is sentence-transformers/all-MiniLM-L6-v2, or encoder and decoder of the translation model that
-benchmarks.nmt trains. Solvers see lines of Multi30k's training part, and errors are measured on other lines of it.
+The models are sentence-transformers/all-MiniLM-L6-v2 and the translation model that benchmarks.nmt trains, its encoder
+and decoder as one graph. Solvers see lines of Multi30k's training part, and errors are measured on other lines of it.
 Scales are per row and levels are the integers, for all solvers alike. Rounded are queries, keys, values and the output
 projection, whose rows nothing couples: GPTQ solves it beside BoA, and plain coordinate descent beside aespa.
 
-    python -m benchmarks.attention --data ROOT [--bits 4,3,2] [--pairs]
-    python -m benchmarks.attention --translator FOLDER [--bits 4,3,2]
+    python -m benchmarks.attention --data ROOT [--translator FOLDER] [--bits 4,3,2] [--pairs]
 """
 
 from __future__ import annotations
@@ -119,7 +118,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def subjects(data: Path | None, folder: Path | None) -> list[Subject]:
     """Return the models to measure."""
-    return [*([minilm(data)] if data is not None else []), *(translator(folder) if folder is not None else [])]
+    return [*([minilm(data)] if data is not None else []), *([translator(folder)] if folder is not None else [])]
 
 
 def prepare(subject: Subject) -> State:
