@@ -1,12 +1,11 @@
 """What attention loses when its projections get few bits, by the solver that chose the codes.
 
-The model is sentence-transformers/all-MiniLM-L6-v2, or encoder and decoder of the translation model that
-benchmarks.nmt trains. Solvers see lines of Multi30k's training part, and errors are measured on other lines of it.
+The models are sentence-transformers/all-MiniLM-L6-v2 and the translation model that benchmarks.nmt trains, its encoder
+and decoder as one graph. Solvers see lines of Multi30k's training part, and errors are measured on other lines of it.
 Scales are per row and levels are the integers, for all solvers alike. Rounded are queries, keys, values and the output
 projection, whose rows nothing couples: GPTQ solves it beside BoA, and plain coordinate descent beside aespa.
 
-    python -m benchmarks.attention --data ROOT [--bits 4,3,2] [--pairs]
-    python -m benchmarks.attention --translator FOLDER [--bits 4,3,2]
+    python -m benchmarks.attention --data ROOT [--translator FOLDER] [--bits 4,3,2] [--pairs]
 """
 
 from __future__ import annotations
@@ -56,7 +55,7 @@ CONTENDERS: dict[str, tuple[Solver, Solver]] = {
     "gptq": (Gptq(), Gptq()),
     "descent": (Descent(), Descent()),
     "boa": (Boa(), Gptq()),
-    "boa, rows one by one": (Boa(rows=1), Gptq()),
+    "boa by rows": (Boa(rows=1), Gptq()),
     "aespa": (Aespa(), Descent()),
 }
 """Name -> solver of queries, keys and values, and of the output projection."""
@@ -64,7 +63,7 @@ CONTENDERS: dict[str, tuple[Solver, Solver]] = {
 
 @dataclass(frozen=True, eq=False)
 class Bench:
-    """The model with the moments of its layers, and the width its weights are to get."""
+    """The model with the moments of its layers, the width its weights are to get, and by which solvers."""
 
     state: State
     weights: Mapping[str, PlannedWeight]
@@ -72,6 +71,7 @@ class Bench:
     attention: AttentionProblems
     subject: Subject
     bits: int = 8
+    solvers: Sequence[str] = tuple(CONTENDERS)
 
     def problem(self, name: str) -> LayerProblem:
         """Return a weight's plain problem."""
@@ -103,23 +103,27 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--data", type=Path, help="folder with models/ and text/")
     parser.add_argument("--translator", type=Path, help="folder of the float files of benchmarks.nmt, with samples")
     parser.add_argument("--bits", default="4,3,2", help="widths of the weights, separated by commas")
+    parser.add_argument("--solvers", default=",".join(CONTENDERS), help=f"of: {', '.join(CONTENDERS)}")
     parser.add_argument("--pairs", action="store_true", help="score the sentence pairs of STS14 too")
     given = parser.parse_args(arguments)
     if given.data is None and given.translator is None:
         parser.error("give --data, --translator or both")
+    solvers = given.solvers.split(",")
+    if unknown := [name for name in solvers if name not in CONTENDERS]:
+        parser.error(f"--solvers {', '.join(unknown)}: known are {', '.join(CONTENDERS)}")
     pairs = Pairs.read(given.data) if given.pairs and given.data is not None else None
     for subject in subjects(given.data, given.translator):
         wide = make_bench(prepare(subject), subject)
         runs = Runs(wide.state.model, wide.attention.blocks, subject)
         for bits in (int(b) for b in given.bits.split(",")):
-            bench = replace(wide, bits=bits)
+            bench = replace(wide, bits=bits, solvers=tuple(solvers))
             print(section(bench, runs, pairs if subject.pooled else None), flush=True)
             print(clip_section(bench), flush=True)
 
 
 def subjects(data: Path | None, folder: Path | None) -> list[Subject]:
     """Return the models to measure."""
-    return [*([minilm(data)] if data is not None else []), *(translator(folder) if folder is not None else [])]
+    return [*([minilm(data)] if data is not None else []), *([translator(folder)] if folder is not None else [])]
 
 
 def prepare(subject: Subject) -> State:
@@ -146,7 +150,8 @@ def section(bench: Bench, runs: Runs, pairs: Pairs | None) -> str:
     """Return the figures of one width, as markdown."""
     rows = []
     blocks = bench.attention.blocks
-    for name, (inner, outer) in CONTENDERS.items():
+    for name in bench.solvers:
+        inner, outer = CONTENDERS[name]
         started = time.perf_counter()
         found = {n: bench.solved(n, inner, outer) for b in blocks for n in _weights(b)}
         seconds = time.perf_counter() - started

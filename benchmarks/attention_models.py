@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 
 from benchmarks import readers
 from benchmarks.nmt.corpus import PAD
-from benchmarks.nmt.export import DECODER, ENCODER
 from benchmarks.readers import Arrays
 
 Vectors = NDArray[np.float64]
@@ -20,13 +19,9 @@ MINILM = "models/all_minilm_l6_v2.onnx"
 CAPTIONS = "text/multi30k/train.lc.norm.tok.en.gz"
 TOKENIZER = "text/minilm_tokenizer.json"
 SOLVED, HELD = 96, 48
-"""Captions that solvers see, and those behind them, on which errors are measured."""
+"""Lines that solvers see, and others, on which errors are measured."""
 
-HELD_SHARE = 3
-"""Of the samples of other models, the last third is what errors are measured on."""
-
-LENGTHS = {"source": ("source", "memory"), "tokens": ("tokens",)}
-"""Of the translation model: token numbers, and what is as long as they are."""
+WHOLE = "whole.onnx"
 
 
 @dataclass(frozen=True)
@@ -95,34 +90,28 @@ def sentences(data: Path, texts: Sequence[str]) -> Lines:
     return Lines(found)
 
 
-def translator(folder: Path) -> list[Subject]:
-    """Return encoder and decoder of a translation model, with their calibration samples, as benchmarks.nmt left them.
+def translator(folder: Path) -> Subject:
+    """Return encoder and decoder of a translation model as one graph, with training lines, as benchmarks.nmt left them.
 
     Args:
-        folder: with encoder.onnx, encoder.npz, decoder.onnx and decoder.npz.
+        folder: with whole.onnx, which reads ``source`` and ``tokens``, and whole.npz.
     """
-    found = []
-    for file, output in ((ENCODER, "memory"), (DECODER, "logits")):
-        model = folder / file
-        with np.load(model.with_suffix(".npz")) as archive:
-            samples = unpadded(dict(archive))
-        count = len(samples) - len(samples) // HELD_SHARE
-        found.append(Subject(model.stem, model, output, Lines(samples[:count]), Lines(samples[count:])))
-    return found
+    model = folder / WHOLE
+    with np.load(model.with_suffix(".npz")) as archive:
+        arrays = dict(archive)
+    rows = np.linspace(0, len(arrays["source"]) - 1, SOLVED + HELD).astype(int)
+    samples = unpadded({name: array[rows] for name, array in arrays.items()})
+    held = slice(None, None, (SOLVED + HELD) // HELD)
+    chosen = samples[held]
+    del samples[held]
+    return Subject("translation", model, "probabilities", Lines(samples), Lines(chosen))
 
 
 def unpadded(arrays: Arrays) -> list[Arrays]:
-    """Return the rows of padded arrays one by one, each without its padding."""
-    found = []
-    for row in range(len(next(iter(arrays.values())))):
-        sample = {name: array[row : row + 1] for name, array in arrays.items()}
-        for words in LENGTHS.keys() & sample.keys():
-            length = np.count_nonzero(sample[words] != PAD)
-            for name in LENGTHS[words]:
-                if name in sample:
-                    sample[name] = sample[name][:, :length]
-        found.append(sample)
-    return found
+    """Return the rows of padded numbers of tokens one by one, each without its padding."""
+    count = len(next(iter(arrays.values())))
+    rows = [{name: array[row : row + 1] for name, array in arrays.items()} for row in range(count)]
+    return [{name: row[:, : np.count_nonzero(row != PAD)] for name, row in sample.items()} for sample in rows]
 
 
 @dataclass(frozen=True, eq=False)

@@ -17,6 +17,10 @@ OPERATIONS_PER_ELEMENT = 40
 """What an element of a layer's output costs beside its products, in multiply-accumulates: memory, not arithmetic."""
 
 
+LOOKUPS = frozenset({"Gather"})
+"""Rows of a table that no sample reads cannot learn anything, and a step would still move all of them."""
+
+
 @dataclass(frozen=True, slots=True)
 class Block:
     """Consecutive steps of the executor.
@@ -26,7 +30,7 @@ class Block:
         start / stop: its first step, and the one behind its last.
         inputs: the values that are alive before it.
         outputs: those that are alive behind it and were made in it, which follow the float model.
-        nodes: names of its steps.
+        nodes: names of its steps that are trained: all but look-ups in tables.
     """
 
     name: str
@@ -67,7 +71,7 @@ def blocks_of(executor: TorchExecutor, wanted: Sequence[str], axes: Axes, layers
         if not outputs or (weighted < layers and stop != cuts[-1]):
             continue
         name = executor.steps[stop - 1].outputs[0]
-        nodes = frozenset(s.name for s in steps)
+        nodes = frozenset(s.name for s in steps if s.op_type not in LOOKUPS)
         found.append(Block(name, start, stop, executor.live_before(start, wanted), outputs, nodes))
         start = stop
     return tuple(found)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from qcompiler.errors import QCompileError
-from qcompiler.quant.gram import GramAccumulator, damped, dead_inputs, inverse_factor, is_singular
+from qcompiler.quant.gram import CHUNK, GramAccumulator, damped, dead_inputs, inverse_factor, is_singular
 from tests.quant.solver_toys import COLUMNS, toy_inputs
 from tests.tolerances import FLOAT64_EPS
 
@@ -31,6 +31,19 @@ def test_moments_are_those_of_all_columns():
         np.testing.assert_allclose(gram.mean[group], columns[group].mean(0), rtol=MANY, atol=MANY)
         covariance = np.cov(columns[group], rowvar=False, bias=True)
         np.testing.assert_allclose(gram.centered()[group], covariance, rtol=MANY, atol=MANY)
+
+
+def test_columns_that_waited_for_others_count_once():
+    columns = np.random.default_rng(0).standard_normal((2, 3 * CHUNK + 7, 4))
+    second = columns.transpose(0, 2, 1) @ columns / columns.shape[1]
+    for chunk in (13, CHUNK - 1, CHUNK, 2 * CHUNK):
+        sums = GramAccumulator(2, 4)
+        for first in range(0, columns.shape[1], chunk):
+            sums.add(columns[:, first : first + chunk])
+        for found in (sums.result(), sums.result()):
+            assert found.count == columns.shape[1]
+            np.testing.assert_allclose(found.second, second, rtol=MANY, atol=MANY)
+            np.testing.assert_allclose(found.mean, columns.mean(1), rtol=MANY, atol=MANY)
 
 
 def test_the_centered_error_is_what_a_bias_cannot_take_back():

@@ -104,6 +104,21 @@ def test_layers_that_do_not_fit_at_once_take_several_runs():
         np.testing.assert_array_equal(apart[name].second, together[name].second)
 
 
+def test_layers_that_read_the_same_share_what_is_summed():
+    rng = np.random.default_rng(0)
+    nodes = [helper.make_node("MatMul", ["x", f"w{n}"], [f"y{n}"], name=f"layer{n}") for n in range(3)]
+    constants = {f"w{n}": rng.standard_normal((5, 3 + n)).astype(np.float32) for n in range(3)}
+    outputs = [(f"y{n}", FLOAT, [4, 3 + n]) for n in range(3)]
+    model = start(build(nodes, [("x", FLOAT, [4, 5])], outputs, constants)).model
+    layouts = {n.name: gram_layout(n) for n in model.graph}
+    found = capture_grams(model, layouts, samples(model, 3), GramOptions())
+    alone = capture_grams(model, {"layer1": layouts["layer1"]}, samples(model, 3), GramOptions())["layer1"]
+    assert list(found) == list(layouts)
+    for gram in found.values():
+        assert gram.count == alone.count
+        np.testing.assert_array_equal(gram.second, alone.second)
+
+
 def test_positions_are_drawn_the_same_every_time_and_within_the_limit():
     model = start(NETS["padded"]).model
     layout, data = gram_layout(layer_of(model)), samples(model, 4)

@@ -10,20 +10,22 @@ from qcompiler.executor.batching import Counted, Entangled, batch_axes
 from qcompiler.executor.binding import EMPTY
 from qcompiler.executor.executor import TorchExecutor
 from qcompiler.training.blocks import Streams, blocks_of
-from tests.compiling import start
+from qcompiler.training.compressor import LevelCompressor
+from tests.compiling import samples, start
 from tests.models import FLOAT, build, run
+from tests.training.lowbits import low_bit_state
 
 WIDTH = 6
 
 
-def net(*, places: bool = False):
+def net(*, places: bool = False, rows: int = 11):
     """``ids`` and ``mask`` (batch, length) -> ``y`` (batch, length, 6); each block reshapes by a computed shape.
 
     With places, a mask is looked up in the flattened batch, as older exporters write it.
     """
     rng = np.random.default_rng(0)
     constants = {
-        "table": rng.standard_normal((11, WIDTH)).astype(np.float32),
+        "table": rng.standard_normal((rows, WIDTH)).astype(np.float32),
         "last": np.asarray([2], np.int64),
         "flat": np.asarray([-1], np.int64),
         "zero": np.asarray(0, np.int64),
@@ -111,6 +113,16 @@ def test_blocks_run_on_parts_of_the_rows_and_give_what_the_whole_model_gives():
         assert torch.equal(made[block.name], streams.targets[block.name][[5, 1]])
         streams.leave(block, EMPTY)
     np.testing.assert_allclose(streams.exact["y"].numpy(), run(proto, given)[0], rtol=1e-5, atol=1e-6)
+
+
+def test_tables_that_are_looked_up_are_trained_with_the_whole_network_only():
+    proto = net(rows=400)
+    state, _ = low_bit_state(proto, 2, samples(start(proto).model, count=4, free=5))
+    executor = TorchExecutor(state.model)
+    first = blocks_of(executor, ("y",), batch_axes(executor))[0]
+    for nodes, trained in ((first.nodes, {"w0"}), (None, {"table", "w0", "w1", "w2"})):
+        plan = LevelCompressor(state, executor, nodes=nodes).planned(state.plan)
+        assert {name for name, entry in plan.tensors.items() if entry is not state.plan.tensors[name]} == trained
 
 
 def test_no_block_begins_where_places_in_the_batch_are_alive():
