@@ -1,6 +1,6 @@
-"""A whole sentence model in few megabytes: what all-MiniLM-L6-v2 loses at four sizes of the file.
+"""A whole sentence model in few megabytes: what all-MiniLM-L6-v2 loses at four sizes of the file, and in 8 bits.
 
-Usage: python -m benchmarks.sentences --data ROOT [--seeds 0,1,2] [--sizes 8.0,6.8] [--keep DIR] [--out FILE]
+Usage: python -m benchmarks.sentences --data ROOT [--seeds 0,1,2] [--settings 8.0,W8A8] [--keep DIR] [--out FILE]
 
 ``qcompile`` gets a size limit and shares it between the table and the layers. It is calibrated on captions of Multi30k
 and, for every second sample, on captions with half of their words exchanged for random ones, because the sentences that
@@ -54,15 +54,17 @@ scheme = "weight_only"
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """One size of the file.
+    """One way to compile the model.
 
     Attributes:
-        size: what the tables call it, in MB.
+        name: what the command line and folders call it.
+        title: what the tables call it.
         words: options of ``qcompile``.
         recipe: the text of a ``qcompile.toml``.
     """
 
-    size: str
+    name: str
+    title: str
     words: tuple[str, ...]
     recipe: str = ""
 
@@ -73,7 +75,7 @@ PASSES = ",".join((*WITH_DATA, "solve-on-prefix"))
 
 def _limited(size: str, bits: str, recipe: str = "") -> Setting:
     words = ("--max-size", f"{size}MB", "--embedding-bits", bits, "--passes", PASSES)
-    return Setting(size, words, recipe)
+    return Setting(size, f"at most {size} MB" + (", weights alone" if recipe else ""), words, recipe)
 
 
 SETTINGS = (
@@ -81,6 +83,7 @@ SETTINGS = (
     _limited("8.0", "1-4"),
     _limited("12.2", "1-6", WEIGHTS_ONLY),
     _limited("17", "1-8", WEIGHTS_ONLY),
+    Setting("W8A8", "W8A8", ("--bits", "W8A8")),
 )
 
 
@@ -96,7 +99,7 @@ def write_calibration(path: Path, tokens: Tokens) -> None:
 
 
 def compiled(setting: Setting, seed: int, data: Path, folder: Path) -> Path | None:
-    """Return the file of one size, compiled in a process of its own where it is not kept; None where that failed.
+    """Return the file of one setting, compiled in a process of its own where it is not kept; None where that failed.
 
     Args:
         setting: what is asked for.
@@ -104,19 +107,19 @@ def compiled(setting: Setting, seed: int, data: Path, folder: Path) -> Path | No
         data: the folder of the benchmark data.
         folder: what is kept; has the calibration sentences and the counts.
     """
-    output = folder / f"{setting.size}-s{seed}"
+    output = folder / f"{setting.name}-s{seed}"
     kept = output / "model.onnx"
     if kept.is_file():
         return kept
     words = ["--target", "x86", *setting.words, NO_FLOOR, "--calibration-samples", str(CALIBRATION)]
     words += ["--token-counts", str(folder / "counts.npy"), "--seed", str(seed)]
     if setting.recipe:
-        recipe = folder / f"{setting.size}.toml"
+        recipe = folder / f"{setting.name}.toml"
         recipe.write_text(setting.recipe, encoding="utf-8")
         words += ["--config", str(recipe)]
-    run = run_with_words(setting.size, data / MINILM, folder / "calibration.npz", words, output)
+    run = run_with_words(setting.name, data / MINILM, folder / "calibration.npz", words, output)
     if run.notes:
-        print(f"{setting.size} MB, seed {seed}: {run.notes}", file=sys.stderr)
+        print(f"{setting.name}, seed {seed}: {run.notes}", file=sys.stderr)
     return run.model
 
 
@@ -129,7 +132,7 @@ def row(name: str, paths: Sequence[Path], truth: Truth, data: Path) -> list[str]
 
 
 def section(data: Path, folder: Path, settings: Sequence[Setting], seeds: Sequence[int]) -> str:
-    """Return the table of all sizes and contenders, as markdown."""
+    """Return the table of all settings and contenders, as markdown."""
     tokens, truth = captions(data), read_truth(data)
     folder.mkdir(parents=True, exist_ok=True)
     np.save(folder / "counts.npy", token_counts(tokens))
@@ -140,7 +143,7 @@ def section(data: Path, folder: Path, settings: Sequence[Setting], seeds: Sequen
     for setting in settings:
         found = [path for seed in seeds if (path := compiled(setting, seed, data, folder)) is not None]
         if found:
-            rows.append(row(f"at most {setting.size} MB", found, truth, data))
+            rows.append(row(setting.title, found, truth, data))
     for method in (DYNAMIC, BLOCKS4):
         rival = run_rival(method, data / MINILM, folder / "calibration.npz", folder)
         if rival.model is not None:
@@ -158,7 +161,7 @@ def _arguments(argv: Iterable[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.sentences", description=__doc__)
     parser.add_argument("--data", type=Path, required=True, help="the folder of the benchmark data")
     parser.add_argument("--seeds", default="0,1,2", help="seeds, separated by commas")
-    parser.add_argument("--sizes", default=",".join(s.size for s in SETTINGS), help="some of: %(default)s")
+    parser.add_argument("--settings", default=",".join(s.name for s in SETTINGS), help="some of: %(default)s")
     parser.add_argument("--keep", type=Path, help="keep what was written in this folder, and take what is there")
     parser.add_argument("--out", type=Path, help="write the report to this file")
     return parser.parse_args(None if argv is None else list(argv))
@@ -169,7 +172,7 @@ def main(argv: Iterable[str] | None = None) -> int:
     arguments = _arguments(argv)
     onnxruntime.set_default_logger_severity(3)
     seeds = [int(seed) for seed in arguments.seeds.split(",")]
-    settings = [s for s in SETTINGS if s.size in arguments.sizes.split(",")]
+    settings = [s for s in SETTINGS if s.name in arguments.settings.split(",")]
     with tempfile.TemporaryDirectory() as scratch:
         folder = (arguments.keep or Path(scratch)).resolve()
         table = section(arguments.data.resolve(), folder, settings, seeds)
