@@ -12,6 +12,7 @@ import onnx
 from qcompiler.model.weights import WEIGHT_INPUTS
 
 PACKED, SPARSE, WHOLE, FLOAT = "weights below 8 bits", "sparse weights", "8-bit weights", "float weights"
+ROWS = "embedding rows"
 SCALES, BIASES, OTHER, GRAPH = "scales", "biases", "other constants", "graph"
 
 _Uses = Mapping[str, list[tuple[onnx.NodeProto, int]]]
@@ -21,6 +22,7 @@ _SPARSE = frozenset({"CumSum", "ScatterElements", "Xor"})
 """Operators that only the decoding of sparse weights has, from a mask, gaps or streams on."""
 _DECODING = _ON_THE_WAY | {"Add", "Gather", "Mul", "Slice", "Sub", "Transpose"}
 _BYTES = frozenset({onnx.TensorProto.INT8, onnx.TensorProto.UINT8})
+_NARROW = _BYTES | {onnx.TensorProto.UINT16, onnx.TensorProto.FLOAT16}
 _FLOATS = frozenset({onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16})
 
 
@@ -58,6 +60,9 @@ def _part(tensor: onnx.TensorProto, uses: _Uses, types: Mapping[str, int], maker
         return SCALES if positions and all(index == 2 for _, index in positions) else WHOLE
     if tensor.data_type == onnx.TensorProto.UINT8 and _is_looked_up(tensor.name, uses, types):
         return PACKED
+    narrow = tensor.data_type in _NARROW or ("GatherBlockQuantized", 2) in positions
+    if narrow and any(_decodes_rows(node, index, uses) for node, index in users):
+        return ROWS
     if any(op in ("QuantizeLinear", "DequantizeLinear") and index > 0 for op, index in positions):
         return SCALES
     if tensor.data_type in _FLOATS and any(_scales_codes(node, tensor.name, makers) for node, _ in users):
@@ -79,6 +84,14 @@ def _is_looked_up(name: str, uses: _Uses, types: Mapping[str, int]) -> bool:
         if node.op_type in _ON_THE_WAY and _is_looked_up(node.output[0], uses, types):
             return True
     return False
+
+
+def _decodes_rows(node: onnx.NodeProto, index: int, uses: _Uses) -> bool:
+    """Return True for a Gather of what rows of a table are decoded from: places, codes, scales, offsets."""
+    if node.op_type == "GatherBlockQuantized":
+        return index in (0, 2)
+    users = uses.get(node.output[0], [])
+    return node.op_type == "Gather" and index == 0 and bool(users) and all(u.op_type == "Cast" for u, _ in users)
 
 
 def _is_sparse(name: str, uses: _Uses, makers: Mapping[str, str]) -> bool:

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 from qcompiler.codec.bits import packed_bytes
 from qcompiler.model.save import save_model
 from qcompiler.plan import Role
 from qcompiler.recipe import MatchRule
-from qcompiler.runtime.storage import BIASES, FLOAT, GRAPH, OTHER, PACKED, SCALES, WHOLE, stored_bytes
-from tests.compiling import lowered, planned
+from qcompiler.row_codes import RowKind
+from qcompiler.runtime.storage import BIASES, FLOAT, GRAPH, OTHER, PACKED, ROWS, SCALES, WHOLE, stored_bytes
+from tests.compiling import context, lowered, planned, run_passes
 from tests.models import conv_net, save, token_net
 from tests.passes.states import table_net
+from tests.passes.tables import ROWS as TABLE_ROWS
+from tests.passes.tables import lookup_net, made_codes
+from tests.passes.tables import planned as row_plan
 from tests.passes.test_pack_bits import conv_and_gemm
 
 
@@ -66,3 +71,18 @@ def test_a_float_model(tmp_path):
     found = stored_bytes(path, path.stat().st_size)
     assert set(found) <= {FLOAT, BIASES, OTHER, GRAPH}
     assert found[FLOAT] > 0
+
+
+@pytest.mark.parametrize(
+    ("kind", "bits"), [(RowKind.PRODUCT, (1, 3)), (RowKind.BINARY, (1, 2)), (RowKind.GRID, (4, 4))]
+)
+def test_rows_of_tables(tmp_path, kind, bits):
+    widths = np.linspace(*bits, TABLE_ROWS).astype(np.uint8)
+    codes = made_codes(kind, widths)
+    state = row_plan(lookup_net(), {"w": codes})
+    lowered = run_passes(state, context("x86"), "pack-embeddings")
+    path = save_model(lowered.model, tmp_path / "rows.onnx")[0]
+    found = stored_bytes(path, path.stat().st_size)
+    words = codes.tables.nbytes + codes.mean.nbytes
+    fillers = sum(plane.shape[1] for plane in codes.planes) + 2 * len(codes.scales)
+    assert codes.stored_bytes - words <= found[ROWS] <= codes.stored_bytes - words + fillers
