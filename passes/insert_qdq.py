@@ -19,6 +19,7 @@ from qcompiler.state import Context, Fact, State
 
 INTEGER = (Precision.INTEGER, Precision.MOVE)
 INT32_MAX = 2**31 - 1
+MATRIX_RANK = 2
 BYTE_BITS = 8
 """Codes of narrower activations are stored in bytes."""
 
@@ -75,6 +76,7 @@ class _Writer:
                 correct_bias(self.graph, node, self.plan, self.taken)
                 self._quantize_weight(node, weight)
                 self._fit_bias(node, weight, entries[node])
+                self._keep_bias_apart(node)
 
     def _is_integer(self, node: ir.Node | None) -> bool:
         entry = self.plan.nodes.get(node.name or "") if node is not None else None
@@ -190,6 +192,24 @@ class _Writer:
         attributes = {"axis": 0} if scale.ndim else {}
         restored = self._restore(node, inputs, attributes, f"{node.name}_bias_dq")
         node.replace_input_with(2, restored)
+
+    def _keep_bias_apart(self, node: ir.Node) -> None:
+        """Give the bias that is added to a product the product's rank.
+
+        Of a product of known shape and a bias of rank 1 the runtime makes a Gemm before it looks for Q/DQ pairs, and
+        has no integer kernel for that one: it would decode the weights at every run.
+        """
+        shape = node.outputs[0].shape
+        if node.op_type != "MatMul" or shape is None or len(shape) < MATRIX_RANK + 1:
+            return
+        if not all(isinstance(size, int) for size in shape):
+            return
+        for use in list(node.outputs[0].uses()):
+            bias = use.node.inputs[1 - use.idx] if use.node.op_type == "Add" else None
+            array = constant_of(bias)
+            if array is not None and array.ndim == 1 and array.size == shape[-1]:
+                wide = self._constant(f"{node.name}_bias", array.reshape([1] * (len(shape) - 1) + [-1]))
+                use.node.replace_input_with(1 - use.idx, wide)
 
     def _restore(self, node: ir.Node, inputs: list[ir.Value], attributes: dict[str, int], name: str) -> ir.Value:
         """Insert a DequantizeLinear before a node and return its output."""

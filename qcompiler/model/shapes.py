@@ -14,6 +14,8 @@ from qcompiler.model.folding import folded
 Entries = list[int | None]
 _SAME = frozenset({"Identity", "Cast", "Unsqueeze", "Squeeze", "Reshape"})
 """Operators behind which the entries are the same, in the same order."""
+_MOST_ENTRIES = 4096
+"""Larger constants are no shapes."""
 _MOST_AXES = 8
 """A slice of a shape that ends before it ends before the shape does."""
 _ARITHMETIC: dict[str, Callable[[int, int], int]] = {
@@ -38,7 +40,7 @@ def partly_known(value: ir.Value | None) -> Entries | None:
         return None
     array = folded(value)
     if array is not None:
-        return [int(v) for v in np.asarray(array).reshape(-1)]
+        return _entries(array)
     node = value.producer()
     found = _computed(node) if node is not None and node.domain in ("", "ai.onnx") else None
     if found is not None:
@@ -47,6 +49,14 @@ def partly_known(value: ir.Value | None) -> Entries | None:
     if value.shape is not None and len(value.shape) == 0:
         length = 1
     return [None] * length if isinstance(length, int) else None
+
+
+def _entries(array: NDArray[np.generic]) -> Entries | None:
+    """Return the integers of a constant: None for what is none, such as a bound of infinity in a mask."""
+    if array.size > _MOST_ENTRIES or array.dtype.kind not in "iufb":
+        return None
+    numbers = [float(v) for v in array.reshape(-1).tolist()] if array.dtype.kind == "f" else array.reshape(-1).tolist()
+    return [int(v) if v == v and abs(v) != float("inf") and v == int(v) else None for v in numbers]
 
 
 def _computed(node: ir.Node) -> Entries | None:

@@ -21,6 +21,7 @@ from qcompiler.quant.weights import absmax_scale, as_blocks
 from qcompiler.quant.width_error import width_errors
 from qcompiler.recipe import Recipe
 from qcompiler.records import Floor, LayerDamage, Verdict
+from qcompiler.repair.tables import table_damages
 from qcompiler.state import Context, Fact, State
 
 FULL = 8
@@ -239,7 +240,8 @@ def ranked_damage(state: State, context: Context) -> list[LayerDamage]:
     """Return the layers below 8 bits that cost most accuracy, worst first, each with its likely cause.
 
     The damage of a layer is what the SQNR on the acceptance samples gains when that layer alone has 8-bit weights.
-    Measured are the layers with the largest predicted loss, or without a prediction the largest rounding error.
+    Measured are the layers with the largest predicted loss, or without a prediction the largest rounding error, and
+    the embedding tables whose rows have fewer bits.
 
     Args:
         state: completely planned.
@@ -258,6 +260,7 @@ def ranked_damage(state: State, context: Context) -> list[LayerDamage]:
         gain = trial(_at_full_width(state, layer)) - level
         name = layer.uses[0].name or ""
         found.append(LayerDamage(name=name, bits=widths[layer.name], damage_db=gain, cause=_cause(state, layer, gain)))
+    found += table_damages(state, trial, level)
     return sorted(found, key=lambda d: (-d.damage_db, d.name))
 
 

@@ -71,3 +71,17 @@ def test_a_shape_of_unknown_rank_has_a_last_entry_and_first_ones():
     assert partly_known(values["last"]) == [None]
     assert partly_known(values["first"]) == [None, None]
     assert partly_known(values["middle"]) is None
+
+
+def test_bounds_of_masks_and_large_constants_are_no_entries():
+    constants = {"low": np.array([-np.inf, 2.0], np.float32), "many": np.zeros(5000, np.int64)}
+    nodes = [
+        helper.make_node("Identity", ["low"], ["mask"], name="mask"),
+        helper.make_node("Identity", ["many"], ["zeros"], name="zeros"),
+        helper.make_node("Identity", ["x"], ["y"], name="y"),
+    ]
+    outputs = [("mask", FLOAT, [2]), ("zeros", TensorProto.INT64, [5000]), ("y", FLOAT, ["n"])]
+    model = start(build(nodes, [("x", FLOAT, ["n"])], outputs, constants)).model
+    values = {v.name: v for n in model.graph for v in n.outputs}
+    assert partly_known(values["mask"]) == [None, 2]
+    assert whole(values["zeros"]) is None

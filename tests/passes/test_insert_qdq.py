@@ -12,7 +12,8 @@ from onnx import helper
 from qcompiler.errors import QCompileError
 from qcompiler.plan import Role, TensorPlan
 from qcompiler.quant.grid import dequantize, quantize
-from tests.compiling import lowered, outputs, planned, run_passes, runtime_ops, samples, serialized
+from qcompiler.recipe import MatchRule
+from tests.compiling import PLANNING, lowered, outputs, planned, run_passes, runtime_ops, samples, serialized, start
 from tests.golden_text import assert_golden
 from tests.models import FLOAT, build, conv_net, dense_net
 from tests.passes.lowering import ACTIVATION_SCALE, CLIPPED_SCALE, ZERO_POINT, rounded_plan, sixteenths
@@ -315,3 +316,43 @@ def test_nothing_planned_is_nothing_written():
     nodes = [make("Softmax", ["x"], ["y"], name="softmax")]
     state, where = rounded_plan(build(nodes, [("x", FLOAT, [2, 4])], [("y", FLOAT, [2, 4])]))
     assert run_passes(state, where, "insert-qdq").model is state.model
+
+
+@pytest.mark.parametrize("shape", [(4, 16), (1, 4, 16), (2, 3, 4, 16), ("N", 16), ("N", "T", 16), (1, "T", 16)])
+@pytest.mark.parametrize("behind", ["Gelu", "LayerNormalization", ""])
+def test_products_with_a_bias_behind_them_run_in_integers_whatever_their_shape(shape, behind):
+    rng = np.random.default_rng(0)
+    first, second = (rng.standard_normal(s).astype(np.float32) for s in ((16, 32), (32, 8)))
+    nodes = [
+        make("MatMul", ["x", "w0"], ["p0"], name="first"),
+        make("Add", ["p0", "b0"], ["a0"], name="bias0"),
+        *({"Gelu": gelu("a0"), "LayerNormalization": normalized("a0"), "": []}[behind]),
+        make("MatMul", ["g" if behind else "a0", "w1"], ["p1"], name="second"),
+        make("Add", ["b1", "p1"], ["y"], name="bias1"),
+    ]
+    constants = {"w0": first, "w1": second, "b0": first[0], "b1": second[0], "half": np.float32(0.5)}
+    constants |= {"root": np.float32(2**0.5), "one": np.float32(1), "ln": np.ones(32, np.float32)}
+    proto = build(nodes, [("x", FLOAT, list(shape))], [("y", FLOAT, [*shape[:-1], 8])], constants)
+    rules = [MatchRule(pattern="first|second", scheme="static")]
+    passes = ("fold-batch-norm", *PLANNING)
+    state, where = planned(proto, data=samples(start(proto).model, free=3), rules=rules, passes=passes)
+    ops = runtime_ops(lowered(state, where).model)
+    assert ops.count("MatMulIntegerToFloat") + ops.count("QGemm") == 2
+    assert "Gemm" not in ops
+    assert "DequantizeLinear" not in ops
+
+
+def gelu(value):
+    """Return what exporters write for GELU: ``g``."""
+    return [
+        make("Div", [value, "root"], ["g1"], name="g1"),
+        make("Erf", ["g1"], ["g2"], name="g2"),
+        make("Add", ["g2", "one"], ["g3"], name="g3"),
+        make("Mul", [value, "g3"], ["g4"], name="g4"),
+        make("Mul", ["g4", "half"], ["g"], name="g5"),
+    ]
+
+
+def normalized(value):
+    """Return a normalization of the last axis: ``g``."""
+    return [make("LayerNormalization", [value, "ln"], ["g"], name="g1")]
