@@ -122,7 +122,11 @@ DYNAMIC_CODES = 255
 INTEGER = (Precision.INTEGER, Precision.MOVE)
 
 
-def binding_of(state: State, executor: TorchExecutor) -> Binding:
+Decoded = dict[str, tuple[TensorPlan, torch.Tensor]]
+"""Weights by name, with the entry that each was decoded from; entries of a plan never change, they are replaced."""
+
+
+def binding_of(state: State, executor: TorchExecutor, decoded: Decoded | None = None) -> Binding:
     """Return the simulation of a planned state: what its lowered graph computes, in float arithmetic.
 
     Weights are decoded from their planned codes, activations take the values of their grids wherever the lowered
@@ -132,11 +136,13 @@ def binding_of(state: State, executor: TorchExecutor) -> Binding:
     Args:
         state: with a plan for the nodes of ``executor.model``.
         executor: of the same float graph.
+        decoded: what earlier bindings decoded; weights whose entries are still the same are taken from there, and
+            others put there.
 
     Raises:
         QCompileError: a weight is planned without a grid.
     """
-    return _Simulation(state.plan, executor).binding()
+    return _Simulation(state.plan, executor, {} if decoded is None else decoded).binding()
 
 
 class _Simulation:
@@ -145,8 +151,8 @@ class _Simulation:
     What blockwise products round of their inputs is left out: it is far less than what the others do.
     """
 
-    def __init__(self, plan: CompressionPlan, executor: TorchExecutor) -> None:
-        self._plan, self._executor = plan, executor
+    def __init__(self, plan: CompressionPlan, executor: TorchExecutor, decoded: Decoded) -> None:
+        self._plan, self._executor, self._decoded = plan, executor, decoded
         self._nodes = list(executor.model.graph)
 
     def binding(self) -> Binding:
@@ -198,13 +204,20 @@ class _Simulation:
         for entries in stored.values():
             for entry in entries.values():
                 if entry.name not in parameters:
-                    parameters[entry.name] = decoded_weight(entry, self._executor)
+                    parameters[entry.name] = self._weight(entry)
         for node, entries in stored.items():
             for index, value in enumerate(node.inputs):
                 name = value.name or "" if value is not None else ""
                 if name in parameters and index not in entries:  # shared with a node that keeps it in float
                     inputs.setdefault(node.name or "", {})[index] = _Instead(self._executor.parameters[name])
         return parameters, inputs
+
+    def _weight(self, entry: TensorPlan) -> torch.Tensor:
+        known, weight = self._decoded.get(entry.name, (None, None))
+        if weight is None or known is not entry:
+            weight = decoded_weight(entry, self._executor)
+            self._decoded[entry.name] = entry, weight
+        return weight
 
     def _biases(self) -> dict[str, torch.Tensor]:
         found = {}

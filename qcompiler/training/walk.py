@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from qcompiler.errors import QCompileError
 from qcompiler.executor.batching import Axes, row_count
-from qcompiler.executor.binding import binding_of
+from qcompiler.executor.binding import Decoded, binding_of
 from qcompiler.executor.executor import Tensors
 from qcompiler.executor.loss import ROWS_AT_ONCE
 from qcompiler.executor.setup import SearchSetup
@@ -82,6 +82,7 @@ class BlockWalk:
         options: how.
         records: of the blocks that were done.
         notes: what had to be given up, in words.
+        decoded: weights of the compressed model, of which a block changes a few.
     """
 
     setup: SearchSetup
@@ -89,6 +90,7 @@ class BlockWalk:
     options: WalkOptions
     records: list[BlockRecord] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    decoded: Decoded = field(default_factory=dict)
 
     def run(self, state: State) -> State:
         """Return the state with the best of every block; a budget that is spent leaves the rest as it was.
@@ -134,7 +136,6 @@ class BlockWalk:
     ) -> State:
         """Return the state with the best of one block, and move both streams behind it."""
         executor = self.setup.executor
-        base = binding_of(state, executor)
         trainable = bool(LevelCompressor(state, executor, nodes=block.nodes).leaves())
         if trainable:
             self._make_room(block, streams)
@@ -148,7 +149,7 @@ class BlockWalk:
                 schedule = self._schedule(number, works, streams[0].rows, forward / sum(s.rows for s in streams))
                 found = self._contest(state, block, streams, schedule)
             state = self._taken(state, block, found)
-            base = binding_of(state, executor)
+        base = binding_of(state, executor, self.decoded)
         for stream in streams:
             stream.leave(block, base)
         return state
@@ -182,7 +183,7 @@ class BlockWalk:
         trainer = BlockTrainer(
             executor=self.setup.executor,
             state=state,
-            base=binding_of(state, self.setup.executor),
+            base=binding_of(state, self.setup.executor, self.decoded),
             block=block,
             train=streams[0],
             held=streams[1],

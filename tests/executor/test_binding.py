@@ -225,3 +225,18 @@ def test_layers_kept_in_float_are_left_alone():
     rules = (MatchRule(pattern="pw", keep_float=True),)
     state, _ = planned(models.conv_net(batch_norm=False), rules=rules)
     assert "pw.w" not in binding_of(state, TorchExecutor(state.model)).parameters
+
+
+def test_what_was_decoded_before_is_taken_only_for_the_same_entries():
+    state, _ = planned(models.conv_net(channels=8))
+    executor, decoded = TorchExecutor(state.model), {}
+    first = binding_of(state, executor, decoded)
+    name, other = sorted(first.parameters)[:2]
+    entry = replace(state.plan.tensors[name], scale=state.plan.tensors[name].scale * np.float32(2))
+    changed = replace(state, plan=state.plan.with_tensors(entry))
+    second, fresh = binding_of(changed, executor, decoded), binding_of(changed, executor)
+    assert second.parameters[other] is first.parameters[other]
+    assert fresh.parameters[other] is not first.parameters[other]
+    assert not torch.equal(second.parameters[name], first.parameters[name])
+    for key, weight in fresh.parameters.items():
+        assert torch.equal(second.parameters[key], weight)
