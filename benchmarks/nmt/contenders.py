@@ -30,6 +30,9 @@ SAMPLES = 6000
 CALIBRATION = 256
 LONGEST = 20
 """Longest of these lines, in subwords: all are padded to it, and most lines of the corpus are shorter."""
+TRAINED_ON = 2500
+"""Of these lines, what a contender that is distilled learns from."""
+DISTILLED = ("--fine-tune", "15")
 FEW = 16
 """Lines on which the two written files are compared with the float ones."""
 NO_FLOORS = ("--min-sqnr=-1000", "--max-latency-ratio", "1000")
@@ -88,6 +91,10 @@ CONTENDERS = (
     Contender(FLOAT, None),
     Contender(RIVAL, None),
     *(_contender(bits, "--bits", bits) for bits in ("W8A8", "W4A8", "W3A8", "W2A8")),
+    _contender("9.5x", "--max-size", "2.52MB", *_rows(1, 3, "700KB")),
+    _contender("11.8x", "--max-size", "2.03MB", *_rows(1, 3, "600KB")),
+    _contender("11.8x -O2", "--max-size", "2.03MB", *_rows(1, 3, "600KB"), effort=2),
+    _contender("11.8x distilled", "--max-size", "2.03MB", *_rows(1, 3, "600KB"), *DISTILLED, samples=TRAINED_ON),
     _contender(PAPER, "--bits", "W4A8", "--passes", CLUSTERS, *_rows(1, 4, "700KB"), bits=PAPER_BITS),
 )
 

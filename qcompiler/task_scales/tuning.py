@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -92,7 +93,14 @@ def tune_scales(result: Path, model: Path, options: TuneOptions, progress: Progr
 
     plan = CompressionPlan.load(result)
     codes = codes_fingerprint(to_ir(read_source(result / "model.onnx")))
-    recipe = Recipe(data=options.data, labels=options.labels, seed=options.seed, threads=options.threads)
+    recipe = Recipe(
+        data=options.data,
+        labels=options.labels,
+        seed=options.seed,
+        threads=options.threads,
+        calibration_samples=sys.maxsize,  # no gate follows: what does not judge is learned
+        verify_samples=1,
+    )
     loaded = load_model(model)
     samples = prepare_samples(loaded.model, recipe)
     context = Context(
