@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.nmt.contenders import CONTENDERS, FLOAT, Contender, Originals, compress, prepare
+from benchmarks.nmt.decisions import decisions_of
 from benchmarks.nmt.report import Entry, report
 from benchmarks.nmt.scoring import Translation, load, total_bytes
 from benchmarks.nmt.sharing import share
@@ -125,7 +126,8 @@ def evaluate(arguments: Arguments, contender: Contender, seed: int, base: Origin
     results = {part: scored(arguments, files, part, folder) for part in arguments.parts}
     notes = [*notes, *(text for text in results.values() if isinstance(text, str))]
     good = {part: found for part, found in results.items() if not isinstance(found, str)}
-    return Entry(contender.name, seed, total_bytes(files), seconds, good, tuple(notes))
+    decided = decisions_of(folder / "whole") if contender.words is not None else None
+    return Entry(contender.name, seed, total_bytes(files), seconds, good, tuple(notes), decided)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
