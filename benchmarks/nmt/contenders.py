@@ -91,10 +91,10 @@ CONTENDERS = (
     Contender(FLOAT, None),
     Contender(RIVAL, None),
     *(_contender(bits, "--bits", bits) for bits in ("W8A8", "W4A8", "W3A8", "W2A8")),
-    _contender("9.5x", "--max-size", "2.52MB", *_rows(1, 3, "700KB")),
-    _contender("11.8x", "--max-size", "2.03MB", *_rows(1, 3, "600KB")),
-    _contender("11.8x -O2", "--max-size", "2.03MB", *_rows(1, 3, "600KB"), effort=2),
-    _contender("11.8x distilled", "--max-size", "2.03MB", *_rows(1, 3, "600KB"), *DISTILLED, samples=TRAINED_ON),
+    _contender("9.5x", "--max-size", "2.58MB", *_rows(1, 3, "700KB")),
+    _contender("11.8x", "--max-size", "2.09MB", *_rows(1, 3, "600KB")),
+    _contender("11.8x -O2", "--max-size", "2.09MB", *_rows(1, 3, "600KB"), effort=2),
+    _contender("11.8x distilled", "--max-size", "2.09MB", *_rows(1, 3, "600KB"), *DISTILLED, samples=TRAINED_ON),
     _contender(PAPER, "--bits", "W4A8", "--passes", CLUSTERS, *_rows(1, 4, "700KB"), bits=PAPER_BITS),
 )
 
