@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.nmt.contenders import CONTENDERS, FLOAT, Contender, Originals, compress, prepare
+from benchmarks.nmt.contenders import CONTENDERS, CONTROL, FLOAT, Contender, Originals, compress, prepare
 from benchmarks.nmt.decisions import decisions_of
 from benchmarks.nmt.report import Entry, report
 from benchmarks.nmt.scoring import Translation, load, total_bytes
@@ -18,6 +18,8 @@ from benchmarks.nmt.sharing import share
 from benchmarks.process import run_measured
 
 PARTS = ("val", "test2016")
+CONTROL_MINUTES = 5.0
+"""Of CPU time: what distillation gets of its minutes by the clock where other programs run."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +94,16 @@ def originals(arguments: Arguments) -> tuple[Originals, dict[str, float]]:
     return prepare(folder, subwords(arguments.data, arguments.cache), arguments.data), cost
 
 
+def control(arguments: Arguments, folder: Path) -> tuple[Path, Path]:
+    """Return the float files of the network that was trained on, with labels, for as long as others are distilled."""
+    from benchmarks.nmt.export import export
+    from benchmarks.nmt.training import Schedule, retrained
+
+    longer = Schedule(minutes=CONTROL_MINUTES, peak=3e-4, warmup=50)
+    encoder, decoder, _ = export(retrained(arguments.data, arguments.cache, Schedule(), longer)[0], folder)
+    return encoder, decoder
+
+
 def scored(arguments: Arguments, files: Sequence[Path], part: str, folder: Path) -> Translation | str:
     """Return a part translated and scored in a process of its own, or why that failed; kept in the folder."""
     kept = folder / f"{part}-beam{arguments.beam}.json"
@@ -108,8 +120,9 @@ def evaluate(arguments: Arguments, contender: Contender, seed: int, base: Origin
     """Compress with one contender and score it; what is kept is not done again."""
     folder = arguments.cache / f"{contender.slug}-s{seed}"
     folder.mkdir(parents=True, exist_ok=True)
-    if contender.name == FLOAT:
-        files = share({"encoder": base.encoder, "decoder": base.decoder}, folder / "shared")
+    if contender.name in (FLOAT, CONTROL):
+        encoder, decoder = (base.encoder, base.decoder) if contender.name == FLOAT else control(arguments, folder)
+        files = share({"encoder": encoder, "decoder": decoder}, folder / "shared")
         notes, seconds = [], 0.0
     else:
         record = folder / "run.json"

@@ -23,7 +23,7 @@ from benchmarks.readers import save_arrays
 from benchmarks.rivals import DYNAMIC, run_rival
 from qcompiler.passes import WITH_DATA
 
-FLOAT, RIVAL, PAPER = "float", "onnxruntime dynamic", "paper"
+FLOAT, CONTROL, RIVAL, PAPER = "float", "float trained on", "onnxruntime dynamic", "paper"
 COUNTS = "counts.npy"
 SAMPLES = 6000
 """Training lines that contenders may read, of which those that are not fine-tuned take ``CALIBRATION``."""
@@ -89,6 +89,7 @@ CLUSTERS = ",".join(p if p != "embedding-bits" else "embedding-bits{allocation=c
 
 CONTENDERS = (
     Contender(FLOAT, None),
+    Contender(CONTROL, None),
     Contender(RIVAL, None),
     *(_contender(bits, "--bits", bits) for bits in ("W8A8", "W4A8", "W3A8", "W2A8")),
     _contender("9.5x", "--max-size", "2.58MB", *_rows(1, 3, "700KB")),
@@ -164,7 +165,7 @@ def compress(contender: Contender, originals: Originals, seed: int, folder: Path
     """Run a contender on encoder and decoder, into a folder of its own.
 
     Args:
-        contender: not FLOAT.
+        contender: neither FLOAT nor CONTROL.
         originals: the float files.
         seed: of ``qcompile``.
         folder: where to write.

@@ -36,7 +36,7 @@ from benchmarks.nmt.network import Shape, Translator, token_loss  # noqa: E402
 from benchmarks.nmt.report import Entry, report  # noqa: E402
 from benchmarks.nmt.sensitivity import KINDS, frequency_order, rounded, sensitivity_table  # noqa: E402
 from benchmarks.nmt.sharing import SHARED, share  # noqa: E402
-from benchmarks.nmt.training import Schedule, trained  # noqa: E402
+from benchmarks.nmt.training import Schedule, retrained, trained  # noqa: E402
 from qcompiler.model.attention import find_attention  # noqa: E402
 from qcompiler.model.load import load_model  # noqa: E402
 from qcompiler.model.sublayers import sublayers  # noqa: E402
@@ -230,6 +230,16 @@ def test_training_is_kept_and_another_schedule_is_refused(data, tmp_path, monkey
     assert all(torch.equal(a, b) for a, b in zip(network.parameters(), again.parameters(), strict=True))
     with pytest.raises(SystemExit, match="another cache"):
         trained(data, tmp_path, Schedule(minutes=1.0))
+
+
+def test_a_network_that_is_trained_on_begins_with_what_was_trained(data, tmp_path, monkeypatch):
+    monkeypatch.setattr("benchmarks.nmt.training.Translator", lambda dropout: Translator(SHAPE_OF_WORDS, dropout))
+    first = Schedule(minutes=0.02, tokens=64, warmup=20, threads=torch.get_num_threads())
+    network, _ = trained(data, tmp_path, first)
+    still, cost = retrained(data, tmp_path, first, replace(first, minutes=0.005, peak=1e-9))
+    assert cost["steps"] > 0
+    pairs = zip(network.parameters(), still.parameters(), strict=True)
+    assert all(torch.allclose(a, b, atol=1e-5) for a, b in pairs)
 
 
 SHAPE_OF_WORDS = Shape(width=32, heads=2, hidden=48, layers=1, vocabulary=200)
