@@ -92,6 +92,7 @@ CONTENDERS = (
     Contender(CONTROL, None),
     Contender(RIVAL, None),
     *(_contender(bits, "--bits", bits) for bits in ("W8A8", "W4A8", "W3A8", "W2A8")),
+    _contender("W8A8 --decode", "--bits", "W8A8", "--decode"),
     _contender("9.5x", "--max-size", "2.58MB", *_rows(1, 3, "700KB")),
     _contender("11.8x", "--max-size", "2.09MB", *_rows(1, 3, "600KB")),
     _contender("11.8x -O2", "--max-size", "2.09MB", *_rows(1, 3, "600KB"), effort=2),
