@@ -65,7 +65,8 @@ def parse_arguments(argv: Sequence[str] | None) -> Arguments:
         parser.error(f"--parts: no {wrong[0]}; there are {', '.join(PARTS)}")
     if not (given.data / "text" / "multi30k").is_dir():
         parser.error(f"--data: {given.data} has no text/multi30k")
-    wanted = dict.fromkeys((FLOAT, *chosen))
+    starts = [contender.start for contender in CONTENDERS if contender.name in chosen]
+    wanted = dict.fromkeys((FLOAT, *starts, *chosen))
     return Arguments(
         data=given.data.resolve(),
         cache=given.cache.resolve(),
@@ -118,7 +119,7 @@ def scored(arguments: Arguments, files: Sequence[Path], part: str, folder: Path)
 
 def evaluate(arguments: Arguments, contender: Contender, seed: int, base: Originals) -> Entry:
     """Compress with one contender and score it; what is kept is not done again."""
-    folder = arguments.cache / f"{contender.slug}-s{seed}"
+    folder = contender.folder(arguments.cache, seed)
     folder.mkdir(parents=True, exist_ok=True)
     if contender.name in (FLOAT, CONTROL):
         encoder, decoder = (base.encoder, base.decoder) if contender.name == FLOAT else control(arguments, folder)

@@ -30,9 +30,8 @@ SAMPLES = 6000
 CALIBRATION = 256
 LONGEST = 20
 """Longest of these lines, in subwords: all are padded to it, and most lines of the corpus are shorter."""
-TRAINED_ON = 2500
+TRAINED_ON = 5500
 """Of these lines, what a contender that is distilled learns from."""
-DISTILLED = ("--fine-tune", "15")
 FEW = 16
 """Lines on which the two written files are compared with the float ones."""
 NO_FLOORS = ("--min-sqnr=-1000", "--max-latency-ratio", "1000")
@@ -62,29 +61,35 @@ class Contender:
         name: what the command line and the tables call it.
         words: options of ``qcompile``, but for model, data and seed; None where it is not ``qcompile``.
         layer_bits: patterns of layers by name, and their bits.
+        start: the contender whose plan is trained further; "" decides anew.
     """
 
     name: str
     words: tuple[str, ...] | None
     layer_bits: Mapping[str, int] = field(default_factory=dict)
+    start: str = ""
 
-    @property
-    def slug(self) -> str:
-        """Return a name for folders."""
-        return self.name.replace(" ", "_").replace(":", "-").replace(",", "")
+    def folder(self, cache: Path, seed: int) -> Path:
+        """Return where what it makes is kept."""
+        return cache / f"{_slug(self.name)}-s{seed}"
+
+
+def _slug(name: str) -> str:
+    return name.replace(" ", "_").replace(":", "-").replace(",", "")
 
 
 def _contender(
-    name: str, *words: str, effort: int = 1, samples: int = CALIBRATION, bits: Mapping[str, int] | None = None
+    name: str, *words: str, samples: int = CALIBRATION, bits: Mapping[str, int] | None = None, start: str = ""
 ) -> Contender:
-    fixed = ("--target", "x86", f"-O{effort}", "--calibration-samples", str(samples), *NO_FLOORS)
-    return Contender(name, (*fixed, *words), bits or {})
+    fixed = ("--target", "x86", "--calibration-samples", str(samples), *NO_FLOORS)
+    return Contender(name, (*fixed, *words), bits or {}, start)
 
 
 def _rows(least: int, most: int, size: str) -> tuple[str, ...]:
     return "--embedding-bits", f"{least}-{most}", "--embedding-bytes", size, "--token-counts", COUNTS
 
 
+ON_PREFIX = ",".join((*WITH_DATA, "solve-on-prefix"))
 CLUSTERS = ",".join(p if p != "embedding-bits" else "embedding-bits{allocation=clusters}" for p in WITH_DATA)
 
 CONTENDERS = (
@@ -94,9 +99,8 @@ CONTENDERS = (
     *(_contender(bits, "--bits", bits) for bits in ("W8A8", "W4A8", "W3A8", "W2A8")),
     _contender("W8A8 --decode", "--bits", "W8A8", "--decode"),
     _contender("9.5x", "--max-size", "2.58MB", *_rows(1, 3, "700KB")),
-    _contender("11.8x", "--max-size", "2.09MB", *_rows(1, 3, "600KB")),
-    _contender("11.8x -O2", "--max-size", "2.09MB", *_rows(1, 3, "600KB"), effort=2),
-    _contender("11.8x distilled", "--max-size", "2.09MB", *_rows(1, 3, "600KB"), *DISTILLED, samples=TRAINED_ON),
+    _contender("11.8x", "--max-size", "2.09MB", "--passes", ON_PREFIX, *_rows(1, 3, "600KB")),
+    _contender("11.8x distilled", "--fine-tune", "10", samples=TRAINED_ON, start="11.8x"),
     _contender(PAPER, "--bits", "W4A8", "--passes", CLUSTERS, *_rows(1, 4, "700KB"), bits=PAPER_BITS),
 )
 
@@ -169,7 +173,7 @@ def compress(contender: Contender, originals: Originals, seed: int, folder: Path
         contender: neither FLOAT nor CONTROL.
         originals: the float files.
         seed: of ``qcompile``.
-        folder: where to write.
+        folder: where to write, beside the folder of the contender that it starts from.
     """
     folder.mkdir(parents=True, exist_ok=True)
     pairs = ((originals.encoder, originals.encoder_data), (originals.decoder, originals.decoder_data))
@@ -181,6 +185,8 @@ def compress(contender: Contender, originals: Originals, seed: int, folder: Path
     else:
         words = [str(originals.counts) if word == COUNTS else word for word in contender.words]
         words += ["--seed", str(seed), *_recipe_words(contender, folder)]
+        if contender.start:
+            words += ["--plan", str(folder.with_name(f"{_slug(contender.start)}-s{seed}") / "whole")]
         decided = folder / "whole"
         runs.append(run_with_words(contender.name, originals.whole, originals.whole_data, words, decided))
         replay = ["--target", "x86", *NO_FLOORS, "--verify-samples", str(FEW), "--plan", str(decided)]

@@ -40,10 +40,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--turns", type=int, default=5, help="default: %(default)s")
     given = parser.parse_args(argv)
     cache = given.cache.resolve()
-    names = [c for c in CONTENDERS if (cache / f"{c.slug}-s0" / "shared" / "decoder.onnx").is_file()]
+    names = [c for c in CONTENDERS if (c.folder(cache, 0) / "shared" / "decoder.onnx").is_file()]
     if not names or names[0].name != FLOAT:
         parser.error(f"{cache} has no float files; run python -m benchmarks.nmt first")
-    folders = [cache / f"{contender.slug}-s0" / "shared" for contender in names]
+    folders = [contender.folder(cache, 0) / "shared" for contender in names]
     opened = [open_sessions(folder / "encoder.onnx", folder / "decoder.onnx") for folder in folders]
     tokenizer = subwords(given.data, cache)
     lines = read_part(given.data, "val").source

@@ -74,7 +74,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     cache, data = given.cache.resolve(), given.data.resolve()
     base = prepare(cache / FLOAT, subwords(data, cache), data)
     contender = next(c for c in CONTENDERS if c.name == given.contender)
-    made = cache / f"{contender.slug}-s0"
+    made = contender.folder(cache, 0)
     if not (made / "decoder" / "plan.npz").is_file():
         parser.error(f"{made} has no compiled decoder; run python -m benchmarks.nmt with this contender first")
     folder = made / "scales"
