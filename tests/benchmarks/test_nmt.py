@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import json
 import re
 import tomllib
 from dataclasses import replace
@@ -21,6 +22,7 @@ from benchmarks.nmt import scoring  # noqa: E402
 from benchmarks.nmt.__main__ import parse_arguments  # noqa: E402
 from benchmarks.nmt.contenders import CONTENDERS, LONGEST, PAPER, PAPER_BITS, compress, prepare, recipe_for  # noqa: E402
 from benchmarks.nmt.corpus import BEGIN, END, batches_by_tokens, encode, padded, read_part, train_subwords  # noqa: E402
+from benchmarks.nmt.decisions import decision_section, decisions_of  # noqa: E402
 from benchmarks.nmt.decoding import (  # noqa: E402
     Stepper,
     beam,
@@ -36,6 +38,7 @@ from benchmarks.nmt.network import Shape, Translator, token_loss  # noqa: E402
 from benchmarks.nmt.report import Entry, report  # noqa: E402
 from benchmarks.nmt.sensitivity import KINDS, frequency_order, rounded, sensitivity_table  # noqa: E402
 from benchmarks.nmt.sharing import SHARED, share  # noqa: E402
+from benchmarks.nmt.speed import fastest  # noqa: E402
 from benchmarks.nmt.training import Schedule, retrained, trained  # noqa: E402
 from qcompiler.model.attention import find_attention  # noqa: E402
 from qcompiler.model.load import load_model  # noqa: E402
@@ -333,6 +336,36 @@ def test_the_float_model_always_takes_part(data):
     given = parse_arguments(["--data", str(data), "--contenders", "W4A8"])
     assert [contender.name for contender in given.contenders] == ["float", "W4A8"]
     assert given.parts == ("val",)
+
+
+def test_a_contender_brings_the_one_that_it_starts_from(data):
+    given = parse_arguments(["--data", str(data), "--contenders", "11.8x distilled"])
+    assert [contender.name for contender in given.contenders] == ["float", "11.8x", "11.8x distilled"]
+    assert all(c.start in {other.name for other in CONTENDERS[:place]} | {""} for place, c in enumerate(CONTENDERS))
+
+
+def test_the_fastest_turn_of_each_counts(monkeypatch):
+    clock = iter([0.0, 5.0, 5.0, 6.0, 10.0, 13.0, 13.0, 20.0])
+    monkeypatch.setattr("benchmarks.nmt.speed.time.process_time", lambda: next(clock))
+    order = []
+    assert fastest([lambda: order.append("a"), lambda: order.append("b")], 2) == [3.0, 1.0]
+    assert order == ["a", "b", "a", "b"]
+
+
+def test_decisions_are_those_of_the_report(tmp_path):
+    row = {"name": "decoder feed-forward", "values": [2e6, 0.2, 1.5, 0.03, 0.001, 0.002, 0.003, 0.004]}
+    entries = [
+        {"name": "allocate-bits", "metrics": [{"name": "mean width", "value": 2.346}], "tables": []},
+        {"name": "solve-codes", "metrics": [{"name": "attention", "value": 9}], "tables": []},
+    ]
+    entries[0]["tables"] = [{"title": "bits by sublayer", "rows": [row]}]
+    (tmp_path / "whole.failed").mkdir()
+    (tmp_path / "whole.failed" / "report.json").write_text(json.dumps({"passes": entries}))
+    found = decisions_of(tmp_path / "whole")
+    text = decision_section([("small", found), ("none", decisions_of(tmp_path / "missing"))])
+    assert "| small | 2.35 | - | - of 9 |" in text
+    assert "| decoder feed-forward | 2.00 M | 1.50 | 0.0300 | 0.0010 |" in text
+    assert "| none | - | - | - of - |" in text
 
 
 # -- sensitivity -------------------------------------------------------------------------------------
