@@ -238,7 +238,7 @@ class _Compilation:
         """
         recipe = self.job.recipe
         if recipe.replay is not None:
-            return tuple(make_pass(name) for name in RETRAINING if recipe.fine_tune_minutes)
+            return tuple(p for p in self._passes() if p.name in RETRAINING and recipe.fine_tune_minutes)
         named = recipe.passes is not None or recipe.fine_tune_minutes > 0
         if not (named or worth_improving(plan)):
             return ()
