@@ -86,7 +86,10 @@ They run if some weight or activation has fewer than 8 bits: at 8 bits what is l
 tell. A pass that finds nothing to do returns ``changed=False`` at once.
 """
 
-TRAINING = ("solve-on-prefix", "fine-tune")
+RETRAINING = ("fine-tune",)
+"""What ``--fine-tune`` does to a plan that is replayed."""
+
+TRAINING = ("solve-on-prefix", *RETRAINING)
 """What ``--fine-tune`` adds behind all of these, but for what is there already."""
 
 SETTLING = frozenset({"correct-bias"})

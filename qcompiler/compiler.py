@@ -19,7 +19,7 @@ from qcompiler.layers import frontier_report, histograms, kept_constants, layer_
 from qcompiler.lookups import refuse_gate_counts
 from qcompiler.model.load import load_model
 from qcompiler.model.save import OutputFolder
-from qcompiler.passes import IMPROVING, MINIMAL, SETTLING, TRAINING, WITH_DATA, WITHOUT_DATA
+from qcompiler.passes import IMPROVING, MINIMAL, RETRAINING, SETTLING, TRAINING, WITH_DATA, WITHOUT_DATA
 from qcompiler.pipeline import Pipeline, select
 from qcompiler.placement.dispatch import Placing, place_measured
 from qcompiler.plan import CompressionPlan, Role
@@ -232,9 +232,15 @@ class _Compilation:
         return select([make_pass(n) for n in names], recipe.skip_passes)
 
     def _improving(self, plan: CompressionPlan) -> tuple[Pass, ...]:
-        """Return the searches for a better result: those that the user named, or where they are worth it."""
-        named = self.job.recipe.passes is not None or self.job.recipe.fine_tune_minutes > 0
-        if self.job.recipe.replay is not None or not (named or worth_improving(plan)):
+        """Return the searches for a better result: those that the user named, or where they are worth it.
+
+        A plan that is replayed is searched no more, but trained if that is asked for.
+        """
+        recipe = self.job.recipe
+        if recipe.replay is not None:
+            return tuple(p for p in self._passes() if p.name in RETRAINING and recipe.fine_tune_minutes)
+        named = recipe.passes is not None or recipe.fine_tune_minutes > 0
+        if not (named or worth_improving(plan)):
             return ()
         return tuple(p for p in self._passes() if improves(p))
 

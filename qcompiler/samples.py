@@ -135,6 +135,25 @@ def class_outputs(model: ir.Model, labels: NDArray[np.int64] | None) -> frozense
     return frozenset(n for n, v in wide.items() if _ends_in_scores(v, alone=len(model.graph.outputs) == 1))
 
 
+def distributions(model: ir.Model) -> frozenset[str]:
+    """Return the outputs that stand for probabilities, to be compared as such by searches.
+
+    Beside class scores these are float outputs of shape (batch, ..., classes) that a Softmax over the last axis makes,
+    such as those of a model that predicts every token of a sentence.
+    """
+    several = frozenset(v.name or "" for v in model.graph.outputs if _holds_distributions(v))
+    return class_outputs(model, None) | several
+
+
+def _holds_distributions(value: ir.Value) -> bool:
+    node = value.producer()
+    if node is None or node.op_type not in ("Softmax", "LogSoftmax") or value.shape is None or len(value.shape) < 3:
+        return False
+    # The default axis was 1 before opset 13; what does not name the last one is left out rather than guessed.
+    axis, classes = node.attributes.get_int("axis", 1), value.shape[-1]
+    return axis in (-1, len(value.shape) - 1) and isinstance(classes, int) and classes > 1
+
+
 def _classes(value: ir.Value) -> int:
     """Return the columns of a float output of shape (batch, columns), 0 for any other output."""
     if value.shape is None or len(value.shape) != 2 or value.dtype not in FLOATS:

@@ -10,12 +10,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.nmt.contenders import CONTENDERS, FLOAT, Contender, Originals, compress, prepare
+from benchmarks.nmt.contenders import CONTENDERS, CONTROL, FLOAT, Contender, Originals, compress, prepare
+from benchmarks.nmt.decisions import decisions_of
 from benchmarks.nmt.report import Entry, report
 from benchmarks.nmt.scoring import Translation, load, total_bytes
+from benchmarks.nmt.sharing import share
 from benchmarks.process import run_measured
 
 PARTS = ("val", "test2016")
+CONTROL_MINUTES = 5.0
+"""Of CPU time: what distillation gets of its minutes by the clock where other programs run."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +65,8 @@ def parse_arguments(argv: Sequence[str] | None) -> Arguments:
         parser.error(f"--parts: no {wrong[0]}; there are {', '.join(PARTS)}")
     if not (given.data / "text" / "multi30k").is_dir():
         parser.error(f"--data: {given.data} has no text/multi30k")
-    wanted = dict.fromkeys((FLOAT, *chosen))
+    starts = [contender.start for contender in CONTENDERS if contender.name in chosen]
+    wanted = dict.fromkeys((FLOAT, *starts, *chosen))
     return Arguments(
         data=given.data.resolve(),
         cache=given.cache.resolve(),
@@ -80,21 +85,31 @@ def default_cache() -> Path:
 
 def originals(arguments: Arguments) -> tuple[Originals, dict[str, float]]:
     """Return the float files, trained and exported where they are not in the cache, and what training took."""
-    from benchmarks.nmt.export import DECODER, ENCODER, export
+    from benchmarks.nmt.export import DECODER, ENCODER, WHOLE, export
     from benchmarks.nmt.training import Schedule, subwords, trained
 
     network, cost = trained(arguments.data, arguments.cache, Schedule())
     folder = arguments.cache / FLOAT
-    if not all((folder / name).is_file() for name in (ENCODER, DECODER)):
+    if not all((folder / name).is_file() for name in (ENCODER, DECODER, WHOLE)):
         export(network, folder)
     return prepare(folder, subwords(arguments.data, arguments.cache), arguments.data), cost
 
 
-def scored(arguments: Arguments, files: tuple[Path, Path], part: str, folder: Path) -> Translation | str:
+def control(arguments: Arguments, folder: Path) -> tuple[Path, Path]:
+    """Return the float files of the network that was trained on, with labels, for as long as others are distilled."""
+    from benchmarks.nmt.export import export
+    from benchmarks.nmt.training import Schedule, retrained
+
+    longer = Schedule(minutes=CONTROL_MINUTES, peak=3e-4, warmup=50)
+    encoder, decoder, _ = export(retrained(arguments.data, arguments.cache, Schedule(), longer)[0], folder)
+    return encoder, decoder
+
+
+def scored(arguments: Arguments, files: Sequence[Path], part: str, folder: Path) -> Translation | str:
     """Return a part translated and scored in a process of its own, or why that failed; kept in the folder."""
     kept = folder / f"{part}-beam{arguments.beam}.json"
     if not kept.is_file():
-        words = [*map(str, files), str(arguments.cache / "subwords.json"), str(arguments.data), part]
+        words = [*map(str, files[:2]), str(arguments.cache / "subwords.json"), str(arguments.data), part]
         command = [sys.executable, "-m", "benchmarks.nmt.scoring", *words, str(arguments.beam), str(kept)]
         measured = run_measured(command, folder)
         if measured.exit_code:
@@ -104,27 +119,29 @@ def scored(arguments: Arguments, files: tuple[Path, Path], part: str, folder: Pa
 
 def evaluate(arguments: Arguments, contender: Contender, seed: int, base: Originals) -> Entry:
     """Compress with one contender and score it; what is kept is not done again."""
-    folder = arguments.cache / f"{contender.slug}-s{seed}"
+    folder = contender.folder(arguments.cache, seed)
     folder.mkdir(parents=True, exist_ok=True)
-    if contender.name == FLOAT:
-        files, notes, seconds = (base.encoder, base.decoder), [], 0.0
+    if contender.name in (FLOAT, CONTROL):
+        encoder, decoder = (base.encoder, base.decoder) if contender.name == FLOAT else control(arguments, folder)
+        files = share({"encoder": encoder, "decoder": decoder}, folder / "shared")
+        notes, seconds = [], 0.0
     else:
         record = folder / "run.json"
         if not record.is_file():
-            runs = compress(contender, base, seed, folder)
-            found = [str(run.model) if run.model else "" for run in runs]
-            wall = sum(run.measured.wall_seconds for run in runs)
-            kept = {"files": found, "notes": [run.notes for run in runs if run.notes], "seconds": wall}
+            found = compress(contender, base, seed, folder)
+            wall = sum(run.measured.wall_seconds for run in found.runs)
+            said = [run.notes for run in found.runs if run.notes]
+            kept = {"files": [str(path) for path in found.files], "notes": said, "seconds": wall}
             record.write_text(json.dumps(kept), encoding="utf-8")
         kept = json.loads(record.read_text(encoding="utf-8"))
-        notes, seconds = kept["notes"], kept["seconds"]
-        if not all(kept["files"]):
+        files, notes, seconds = tuple(map(Path, kept["files"])), kept["notes"], kept["seconds"]
+        if not files:
             return Entry(contender.name, seed, 0, seconds, {}, tuple(notes))
-        files = Path(kept["files"][0]), Path(kept["files"][1])
     results = {part: scored(arguments, files, part, folder) for part in arguments.parts}
     notes = [*notes, *(text for text in results.values() if isinstance(text, str))]
     good = {part: found for part, found in results.items() if not isinstance(found, str)}
-    return Entry(contender.name, seed, total_bytes(files), seconds, good, tuple(notes))
+    decided = decisions_of(folder / "whole") if contender.words is not None else None
+    return Entry(contender.name, seed, total_bytes(files), seconds, good, tuple(notes), decided)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

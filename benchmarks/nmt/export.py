@@ -1,9 +1,13 @@
-"""The translation network as two ONNX files: the encoder, and the decoder with its caches.
+"""The translation network as ONNX files: the encoder, the decoder with its caches, and both as one graph to compile.
 
 Both attentions of the decoder have one form: keys and values of what is new (the tokens, or the encoder's output) are
 projected and joined to those of before, which come in and go out. For the first token the encoder's whole output is
 new; from then on an empty one is given, so that it is projected once a sentence and the graph needs no branch. Every
 table and weight is stored once a file; the projection to the vocabulary multiplies by the rows of the table itself.
+
+The graph to compile reads a sentence and its translation and gives the probabilities of every token. All its values
+are named as in the two files, so that what is decided on it, bits shared between encoder and decoder among that, holds
+for them too.
 """
 
 from __future__ import annotations
@@ -25,7 +29,7 @@ from benchmarks.readers import Array
 OPSET = 17
 TABLE = "table"
 MASKED = -1e9
-ENCODER, DECODER = "encoder.onnx", "decoder.onnx"
+ENCODER, DECODER, WHOLE = "encoder.onnx", "decoder.onnx", "whole.onnx"
 CACHES = ("self_key", "self_value", "cross_key", "cross_value")
 
 
@@ -34,18 +38,20 @@ def cache_names(layers: int) -> list[str]:
     return [f"{kind}_{layer}" for layer in range(layers) for kind in CACHES]
 
 
-def export(network: Translator, folder: Path) -> tuple[Path, Path]:
-    """Write the encoder and the decoder and return their files.
+def export(network: Translator, folder: Path) -> tuple[Path, Path, Path]:
+    """Write the encoder, the decoder and the whole, and return their files.
 
     The encoder reads ``source`` int64 (batch, source), padded with 0, and returns ``memory`` float32 (batch, source,
     width). The decoder reads ``tokens`` int64 (batch, new), ``source`` again, of which it needs the padding, ``memory``
     (batch, source, width) or (batch, 0, width) where its keys are in the caches, and the caches ``past_*`` float32
     (batch, heads, before, width / heads). It returns ``logits`` float32 (batch, new, vocabulary) and ``present_*``.
+    The whole reads ``source`` and ``tokens`` and returns ``probabilities`` float32 (batch, new, vocabulary), which are
+    even behind padding, so that a distance between two models counts no padding.
     """
     weights = {name: value.detach().numpy() for name, value in network.state_dict().items()}
     folder.mkdir(parents=True, exist_ok=True)
-    paths = folder / ENCODER, folder / DECODER
-    for path, build in zip(paths, (_encoder, _decoder), strict=True):
+    paths = folder / ENCODER, folder / DECODER, folder / WHOLE
+    for path, build in zip(paths, (_encoder, _decoder, _whole), strict=True):
         model = build(_Builder(network.shape, weights))
         onnx.checker.check_model(model, full_check=True)
         onnx.save(model, path)
@@ -97,25 +103,28 @@ class _Builder:
     def embed(self, ids: str, before: str | None) -> str:
         """Add the lookup and the positions behind ``before`` earlier tokens."""
         half = self.shape.width // 2
-        rows = self.node("Gather", [self.constant(TABLE, self.weights["table.weight"]), ids], "embedding/Gather")
-        scaled = self.node("Mul", [rows, self.number(math.sqrt(self.shape.width), "root")], "embedding/Mul")
-        length = self.size(ids, 1, "positions/length")
+        table = self.constant(TABLE, self.weights["table.weight"])
+        rows = self.node("Gather", [table, ids], f"{ids}/embedding/Gather")
+        scaled = self.node("Mul", [rows, self.number(math.sqrt(self.shape.width), "root")], f"{ids}/embedding/Mul")
+        places = f"{ids}/positions"
+        length = self.size(ids, 1, f"{places}/length")
         zero = self.integers(0)
-        end = length if before is None else self.node("Add", [before, length], "positions/end")
-        flat = [self.node("Squeeze", [v, zero], f"positions/{n}") for n, v in (("from", before or zero), ("to", end))]
+        end = length if before is None else self.node("Add", [before, length], f"{places}/end")
+        flat = [self.node("Squeeze", [v, zero], f"{places}/{n}") for n, v in (("from", before or zero), ("to", end))]
         step = self.constant("one", np.array(1, np.int64))
-        places = self.node("Range", [*flat, step], "positions/Range")
-        column = self.node("Unsqueeze", [places, self.integers(1)], "positions/column")
+        counted = self.node("Range", [*flat, step], f"{places}/Range")
+        column = self.node("Unsqueeze", [counted, self.integers(1)], f"{places}/column")
         angles = self.node(
             "Mul",
             [
-                self.node("Cast", [column], "positions/Cast", to=TensorProto.FLOAT),
+                self.node("Cast", [column], f"{places}/Cast", to=TensorProto.FLOAT),
                 self.constant("frequencies", frequencies(2 * half).numpy()),
             ],
-            "positions/angles",
+            f"{places}/angles",
         )
-        waves = [self.node(op, [angles], f"positions/{op}") for op in ("Sin", "Cos")]
-        return self.node("Add", [scaled, self.node("Concat", waves, "positions/Concat", axis=1)], "embedding/Add")
+        waves = [self.node(op, [angles], f"{places}/{op}") for op in ("Sin", "Cos")]
+        encoded = self.node("Concat", waves, f"{places}/Concat", axis=1)
+        return self.node("Add", [scaled, encoded], f"{ids}/embedding/Add")
 
     def padding(self, source: str) -> str:
         """Add what is added to the scores of padding, (batch, 1, 1, source)."""
@@ -124,10 +133,10 @@ class _Builder:
         mask = self.node("Where", [empty, *values], "padding/Where")
         return self.node("Unsqueeze", [mask, self.integers(1, 2)], "padding/Unsqueeze")
 
-    def causal(self, before: str) -> str:
+    def causal(self) -> str:
         """Add what is added to the scores of later tokens, (new, before + new)."""
-        last = self.node("Unsqueeze", ["positions/Range", self.integers(1)], "causal/rows")
-        end = self.node("Squeeze", ["positions/end", self.integers(0)], "causal/end")
+        last = self.node("Unsqueeze", ["tokens/positions/Range", self.integers(1)], "causal/rows")
+        end = "tokens/positions/to"
         zero, one = self.constant("zero", np.array(0, np.int64)), self.constant("one", np.array(1, np.int64))
         columns = self.node("Range", [zero, end, one], "causal/columns")
         later = self.node("Less", [last, columns], "causal/Less")
@@ -178,35 +187,59 @@ class _Builder:
 
 def _encoder(builder: _Builder) -> onnx.ModelProto:
     shape = builder.shape
-    mask = builder.padding("source")
+    _encode(builder, builder.padding("source"))
+    memory = helper.make_tensor_value_info("memory", TensorProto.FLOAT, ["batch", "source", shape.width])
+    return builder.model("encoder", [_ids("source")], [memory])
+
+
+def _decoder(builder: _Builder) -> onnx.ModelProto:
+    shape = builder.shape
+    before = builder.size("past_self_key_0", 2, "before")
+    _decode(builder, builder.padding("source"), before)
+    memory = helper.make_tensor_value_info("memory", TensorProto.FLOAT, ["batch", "memory", shape.width])
+    inputs = [_ids("tokens"), _ids("source"), memory, *_caches(shape, "past", "before")]
+    return builder.model("decoder", inputs, [_scores(shape, "logits"), *_caches(shape, "present", "after")])
+
+
+def _whole(builder: _Builder) -> onnx.ModelProto:
+    padding = builder.padding("source")
+    _encode(builder, padding)
+    _decode(builder, padding, None)
+    empty = builder.node("Equal", ["tokens", builder.constant("pad", np.array(PAD, np.int64))], "tokens/Equal")
+    column = builder.node("Unsqueeze", [empty, builder.integers(-1)], "tokens/column")
+    known = builder.node("Where", [column, builder.number(0.0, "kept"), "logits"], "tokens/Where")
+    builder.node("Softmax", [known], "probabilities", axis=-1)
+    inputs, outputs = [_ids("source"), _ids("tokens")], [_scores(builder.shape, "probabilities")]
+    return builder.model("translator", inputs, outputs)
+
+
+def _encode(builder: _Builder, mask: str) -> None:
+    """Add everything from ``source`` to ``memory``."""
     values = builder.embed("source", None)
-    for layer in range(shape.layers):
+    for layer in range(builder.shape.layers):
         name = f"encoder.{layer}"
         normal = builder.norm(values, f"{name}.self_norm")
         found = builder.attention(normal, normal, mask, f"{name}.self_attention")
         values = builder.node("Add", [values, found], f"{name}.self_attention/sum")
         values = builder.feed_forward(values, name)
     builder.node("Identity", [builder.norm(values, "encoder_norm")], "memory")
-    source = helper.make_tensor_value_info("source", TensorProto.INT64, ["batch", "source"])
-    memory = helper.make_tensor_value_info("memory", TensorProto.FLOAT, ["batch", "source", shape.width])
-    return builder.model("encoder", [source], [memory])
 
 
-def _decoder(builder: _Builder) -> onnx.ModelProto:
+def _decode(builder: _Builder, padding: str, before: str | None) -> None:
+    """Add everything from ``tokens`` and ``memory`` to ``logits``; with caches where there are tokens ``before``."""
     shape = builder.shape
-    before = builder.size("past_self_key_0", 2, "before")
-    padding = builder.padding("source")
     values = builder.embed("tokens", before)
-    causal = builder.causal(before)
+    causal = builder.causal()
     for layer in range(shape.layers):
         name = f"decoder.{layer}"
+        own, cross = (
+            (f"{kind}_key_{layer}", f"{kind}_value_{layer}") if before else None for kind in ("self", "cross")
+        )
         normal = builder.norm(values, f"{name}.self_norm")
-        caches = f"self_key_{layer}", f"self_value_{layer}"
-        found = builder.attention(normal, normal, causal, f"{name}.self_attention", caches)
+        found = builder.attention(normal, normal, causal, f"{name}.self_attention", own)
         values = builder.node("Add", [values, found], f"{name}.self_attention/sum")
         normal = builder.norm(values, f"{name}.cross_norm")
-        caches = f"cross_key_{layer}", f"cross_value_{layer}"
-        found = builder.attention(normal, "memory", padding, f"{name}.cross_attention", caches)
+        found = builder.attention(normal, "memory", padding, f"{name}.cross_attention", cross)
         values = builder.node("Add", [values, found], f"{name}.cross_attention/sum")
         values = builder.feed_forward(values, name)
     rows = builder.node(
@@ -216,19 +249,14 @@ def _decoder(builder: _Builder) -> onnx.ModelProto:
     sizes = [builder.size("tokens", 0, "projection/batch"), builder.size("tokens", 1, "projection/new")]
     whole = builder.node("Concat", [*sizes, builder.integers(shape.vocabulary)], "projection/shape", axis=0)
     builder.node("Reshape", [flat, whole], "logits")
-    return builder.model("decoder", _decoder_inputs(shape), _decoder_outputs(shape))
 
 
-def _decoder_inputs(shape: Shape) -> list[onnx.ValueInfoProto]:
-    ids: list[tuple[str, list[str | int | None]]] = [("tokens", ["batch", "new"]), ("source", ["batch", "source"])]
-    found = [helper.make_tensor_value_info(name, TensorProto.INT64, sizes) for name, sizes in ids]
-    found.append(helper.make_tensor_value_info("memory", TensorProto.FLOAT, ["batch", "memory", shape.width]))
-    return found + _caches(shape, "past", "before")
+def _ids(name: str) -> onnx.ValueInfoProto:
+    return helper.make_tensor_value_info(name, TensorProto.INT64, ["batch", name])
 
 
-def _decoder_outputs(shape: Shape) -> list[onnx.ValueInfoProto]:
-    sizes: list[str | int | None] = ["batch", "new", shape.vocabulary]
-    return [helper.make_tensor_value_info("logits", TensorProto.FLOAT, sizes), *_caches(shape, "present", "after")]
+def _scores(shape: Shape, name: str) -> onnx.ValueInfoProto:
+    return helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", "tokens", shape.vocabulary])
 
 
 def _caches(shape: Shape, prefix: str, length: str) -> list[onnx.ValueInfoProto]:

@@ -5,15 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from benchmarks.nmt.decisions import Decisions, decision_section
 from benchmarks.nmt.scoring import Translation, paired_interval, signature
 from benchmarks.tables import environment, markdown_table, wrapped
 
 _ABOUT = """
 A Transformer of 3 + 3 layers (width 256, 6.0 M parameters, one table of 8000 subwords for both languages and the
-output) translates Multi30k from English to German. It was trained on the 29 000 training lines; contenders calibrate
-on 128 of them. "Smaller" counts both files together, graph and scales included, and constants that both hold once.
-BLEU is of text that is tokenised and in lower case; intervals are 95 % of paired bootstrap over sentences, against the
-float model. Cross-entropy is of a token of the reference, given the tokens before it.
+output) translates Multi30k from English to German. It was trained on the 29 000 training lines; contenders read some
+of them, and choose by nothing else. "Smaller" counts encoder, decoder and the file of the constants that both hold,
+graphs and scales included. BLEU is of text that is tokenised and in lower case; intervals are 95 % of paired bootstrap
+over sentences, against the float model. Cross-entropy is of a token of the reference, given the tokens before it.
 """
 
 
@@ -28,6 +29,7 @@ class Entry:
         compile_seconds: wall seconds of both compilations.
         parts: part -> its translation; empty where there are no files.
         notes: what was refused or failed.
+        decisions: of ``qcompile``.
     """
 
     name: str
@@ -36,6 +38,7 @@ class Entry:
     compile_seconds: float
     parts: Mapping[str, Translation]
     notes: tuple[str, ...] = ()
+    decisions: Decisions | None = None
 
     def line(self) -> str:
         """Return the figures on one line, for progress."""
@@ -51,12 +54,14 @@ def report(entries: Sequence[Entry], cost: Mapping[str, float], beam: int) -> st
         f"{cost['epochs']:.0f} epochs. Decoded by {search}, 50 sentences at a time, one thread. sacrebleu: "
         f"{signature()}."
     )
-    sections = [
+    sections: list[str] = [
         "# Translation\n",
         environment("python -m benchmarks.nmt --data ROOT"),
         *(wrapped(" ".join(text.split())) + "\n" for text in (_ABOUT, cost_text)),
         *(part_section(part, entries) for part in entries[0].parts),
     ]
+    decided = [(e.name, e.decisions) for e in entries if e.decisions is not None]
+    sections += [decision_section(decided)] if decided else []
     notes = [f"- {e.name}, seed {e.seed}: {text}" for e in entries for text in e.notes]
     return "\n".join([*sections, *(["## Notes\n", *notes, ""] if notes else [])])
 

@@ -104,13 +104,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.nmt.sensitivity", description=__doc__)
     parser.add_argument("--data", type=Path, required=True, help="the folder that has text/multi30k")
     parser.add_argument("--cache", type=Path, default=default_cache(), help="as of benchmarks.nmt")
+    parser.add_argument("--lines", type=int, default=1014, help="of the val part, spread; default: %(default)s")
     given = parser.parse_args(argv)
     network, _ = trained(given.data, given.cache, Schedule())
     tokenizer = subwords(given.data, given.cache)
     train, val = read_part(given.data, "train"), read_part(given.data, "val")
     counted = [encode(tokenizer, side) for side in (train.source, train.target)]
     order = frequency_order([*counted[0], *counted[1]], network.shape.vocabulary)
-    print(sensitivity_table(network, (encode(tokenizer, val.source), encode(tokenizer, val.target)), order))
+    every = max(len(val.source) // given.lines, 1)
+    held = tuple(encode(tokenizer, side[::every][: given.lines]) for side in (val.source, val.target))
+    print(f"On {len(held[0])} lines of val. {sensitivity_table(network, (held[0], held[1]), order)}")
 
 
 if __name__ == "__main__":

@@ -76,10 +76,28 @@ def trained(data: Path, cache: Path, schedule: Schedule) -> tuple[Translator, di
         cache: where subwords, checkpoints and the network are kept.
         schedule: how to train; another schedule is another network.
     """
-    final = cache / f"translator-{schedule.seed}.pt"
+    return _kept(data, cache, schedule, cache / f"translator-{schedule.seed}.pt", None)
+
+
+def retrained(data: Path, cache: Path, schedule: Schedule, longer: Schedule) -> tuple[Translator, dict[str, Any]]:
+    """Return the trained network, trained on: what a network is compared with that was trained while compressed.
+
+    Args:
+        data: the folder that has ``text/multi30k``.
+        cache: where the networks are kept.
+        schedule: of the first training.
+        longer: of the second one, which begins with new moments of the optimizer.
+    """
+    network, _ = trained(data, cache, schedule)
+    return _kept(data, cache, longer, cache / f"translator-{schedule.seed}-longer.pt", network)
+
+
+def _kept(
+    data: Path, cache: Path, schedule: Schedule, final: Path, start: Translator | None
+) -> tuple[Translator, dict[str, Any]]:
     network = Translator(dropout=0.0)
     if not final.is_file():
-        _train(data, cache, schedule, final)
+        _train(data, cache, schedule, final, start)
     kept = torch.load(final, weights_only=True)
     if kept["schedule"] != asdict(schedule):
         raise SystemExit(f"{final} was trained with {kept['schedule']}; choose another cache folder")
@@ -87,7 +105,7 @@ def trained(data: Path, cache: Path, schedule: Schedule) -> tuple[Translator, di
     return network.eval(), kept["cost"]
 
 
-def _train(data: Path, cache: Path, schedule: Schedule, final: Path) -> None:
+def _train(data: Path, cache: Path, schedule: Schedule, final: Path, start: Translator | None) -> None:
     torch.set_num_threads(schedule.threads)
     tokenizer = subwords(data, cache)
     lines = read_part(data, "train")
@@ -95,7 +113,7 @@ def _train(data: Path, cache: Path, schedule: Schedule, final: Path) -> None:
     checks = read_part(data, "val")
     held = [encode(tokenizer, side) for side in (checks.source, checks.target)]
     checkpoint = final.with_suffix(".checkpoint")
-    run = _start(schedule)
+    run = _start(schedule, start)
     if checkpoint.is_file():
         _restore(run, checkpoint)
     budget = schedule.minutes * 60
@@ -112,9 +130,11 @@ def _train(data: Path, cache: Path, schedule: Schedule, final: Path) -> None:
     checkpoint.unlink()
 
 
-def _start(schedule: Schedule) -> _Run:
+def _start(schedule: Schedule, start: Translator | None) -> _Run:
     torch.manual_seed(schedule.seed)
     network = Translator(dropout=schedule.dropout)
+    if start is not None:
+        network.load_state_dict(start.state_dict())
     mean = copy.deepcopy(network).eval().requires_grad_(False)
     optimizer = torch.optim.Adam(network.parameters(), lr=0.0, betas=(0.9, 0.98), eps=1e-9, fused=True)
     return _Run(network, mean, optimizer)

@@ -146,7 +146,7 @@ _OPTIONS = (
         "replay",
         type=click.Path(),
         metavar="DIR",
-        help="Replay the decisions recorded in a result.",
+        help="Replay the decisions recorded in a result; with --fine-tune, train them further.",
     ),
     _how("--seed", type=int, metavar="N", help="Decides which samples are drawn. Default: 0."),
     _how("--threads", type=int, metavar="N", help="Threads of every measured session. Default: 1."),

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
 
 import onnx_ir as ir
 import torch
@@ -12,7 +14,7 @@ from qcompiler.errors import DataError, QCompileError
 from qcompiler.executor.batching import Axes, row_count, rows_of
 from qcompiler.executor.executor import TorchExecutor
 from qcompiler.model.measured import FLOATS, measured_values
-from qcompiler.samples import class_outputs
+from qcompiler.samples import class_outputs, distributions
 
 ROWS_AT_ONCE = 32
 SMALLEST_POWER = 1e-30
@@ -20,12 +22,23 @@ SMALLEST_POWER = 1e-30
 RESHAPING = frozenset({"Flatten", "Reshape", "Squeeze", "Unsqueeze", "Identity", "Cast"})
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class _Wanted:
+    """What the float model returns: matrices (rows, features), where they are finite if not everywhere, and powers."""
+
+    values: Mapping[str, Tensor]
+    finite: Mapping[str, Tensor]
+    power: Mapping[str, float]
+
+
 class DistillationLoss:
     """Distance from the float model's outputs on some samples, as a mean over rows and outputs.
 
     An output that holds class scores counts with the divergence KL(float || found) of its two distributions, in
-    nats; any other output with its squared error, divided by the mean power of a row. Both are compared before a
-    Softmax at the end. With labels, the cross entropy of the class scores is added with a weight.
+    nats; one that holds them at several places of a row, such as the tokens of a sentence, with the mean over places.
+    Any other output counts with its squared error, divided by the mean power of a row. All are compared before a
+    Softmax at the end. With labels, the cross entropy of the class scores is added with a weight. What the float model
+    returns is computed when it is first asked for: a training that computes it anew needs no room for it.
 
     Args:
         executor: of the float model.
@@ -65,10 +78,16 @@ class DistillationLoss:
         self.outputs, self.classes = _compared(executor.model, axes, labels)
         if not self.outputs:
             raise QCompileError("no float output depends on the input, so that there is no loss to search by")
-        found = self._float_outputs(executor, samples)
-        self._finite = {n: torch.isfinite(v) for n, v in found.items() if not bool(torch.isfinite(v).all())}
-        self._expected = {n: v.nan_to_num(0.0, 0.0, 0.0) if n in self._finite else v for n, v in found.items()}
-        self._power = {n: max(float(v.square().sum(1).mean()), SMALLEST_POWER) for n, v in self._expected.items()}
+        self._executor, self._samples = executor, samples
+
+    @cached_property
+    def _wanted(self) -> _Wanted:
+        """Return what the float model returns."""
+        found = self._float_outputs(self._executor, self._samples)
+        finite = {n: torch.isfinite(v) for n, v in found.items() if not bool(torch.isfinite(v).all())}
+        values = {n: v.nan_to_num(0.0, 0.0, 0.0) if n in finite else v for n, v in found.items()}
+        power = {n: max(float(v.square().sum(1).mean()), SMALLEST_POWER) for n, v in values.items()}
+        return _Wanted(values, finite, power)
 
     def _float_outputs(self, executor: TorchExecutor, samples: Mapping[str, Tensor]) -> dict[str, Tensor]:
         parts: dict[str, list[Tensor]] = {name: [] for name in self.outputs}
@@ -97,18 +116,20 @@ class DistillationLoss:
         count = rows.stop - rows.start
         total = torch.zeros((), device=next(iter(found.values())).device)
         for name in self.outputs:
-            expected = self._expected[name][rows]
+            expected = self._wanted.values[name][rows]
             here = self._matrix(found[name], name, copies * count).reshape(copies, count, -1)
             if name in self.classes:
-                total = total + self._divergence(here, expected, rows)
+                total = total + self._divergence(here, expected, rows, int(found[name].shape[-1]))
             weight = self._error_weight if name in self.classes else 1.0
             if weight:
-                total = total + weight * self._error(here, expected, name, rows) / self._power[name]
+                total = total + weight * self._error(here, expected, name, rows) / self._wanted.power[name]
         return total / len(self.outputs)
 
-    def _divergence(self, found: Tensor, expected: Tensor, rows: slice) -> Tensor:
-        wanted, log = torch.log_softmax(expected, -1), torch.log_softmax(found, -1)
-        loss = (wanted.exp() * (wanted - log)).sum(-1)
+    def _divergence(self, found: Tensor, expected: Tensor, rows: slice, classes: int) -> Tensor:
+        """Return the divergence of every row, (copies, rows), as a mean over its places."""
+        wanted, log = (torch.log_softmax(v.unflatten(-1, (-1, classes)), -1) for v in (expected, found))
+        loss = (wanted.exp() * (wanted - log)).sum(-1).mean(-1)
+        log = log[..., 0, :]  # labels are of outputs with one place
         if self._labels is None or self._label_weight == 0.0:
             return loss
         truth = self._labels[rows].to(found.device).expand(found.shape[:2]).unsqueeze(-1)
@@ -116,15 +137,15 @@ class DistillationLoss:
 
     def _error(self, found: Tensor, expected: Tensor, name: str, rows: slice) -> Tensor:
         """Return the squared error of rows; where the float model has an infinity, such as a mask, nothing counts."""
-        if name in self._finite:
-            found = torch.where(self._finite[name][rows], found, expected)
+        if name in self._wanted.finite:
+            found = torch.where(self._wanted.finite[name][rows], found, expected)
         return (found - expected).square().sum(-1)
 
 
 def _compared(model: ir.Model, axes: Axes | None, labels: Tensor | None) -> tuple[tuple[str, ...], frozenset[str]]:
     """Return the values to compare, and those of them that hold logits of classes."""
     made = {o.name or "": n for n in model.graph for o in n.outputs}
-    scores = class_outputs(model, None if labels is None else labels.cpu().numpy())
+    scores = distributions(model) if labels is None else class_outputs(model, labels.cpu().numpy())
     floats = [v.name or "" for v in model.graph.outputs if isinstance(v.type, ir.TensorType) and v.dtype in FLOATS]
     logits: dict[str, bool] = {}
     for output, name in zip(floats, measured_values(model), strict=True):

@@ -20,7 +20,7 @@ from qcompiler.mixed_precision.divergence import HOPELESS, Divergence
 from qcompiler.mixed_precision.widths import PACKING_BYTES, Choosable, row_importance, weight_rows
 from qcompiler.quant.allocation import Item
 from qcompiler.quant.width_error import rank_correlation, round_rows, width_errors
-from qcompiler.samples import class_outputs, model_macs
+from qcompiler.samples import distributions, model_macs
 from qcompiler.state import Context, State
 
 WORK_MACS = 100e9
@@ -73,7 +73,7 @@ def sensitivities(
         unit = "sum over the layers of their outputs' relative error (nothing was measured)"
         return Sensitivities(items=_items(layers, widths, errors, np.ones(len(layers))), unit=unit)
     few = few_samples(context.calibration, state.model, len(layers))
-    classes = class_outputs(state.model, None)
+    classes = distributions(state.model)
     probe = _Probe(state, Divergence(state.model, few, classes, context.recipe.threads))
     slopes = np.zeros(len(layers))
     for number, (layer, own) in enumerate(zip(layers, widths, strict=True)):

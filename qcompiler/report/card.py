@@ -228,7 +228,8 @@ def _ratio(inputs: CardInputs) -> str:
 def _search(inputs: CardInputs) -> str:
     recipe, choices = inputs.recipe, inputs.plan.choices
     if recipe.replay:
-        return f"None in this run: the plan of {printable(recipe.replay)} was lowered again."
+        trained = ", and its weights were trained further" if recipe.fine_tune_minutes else ""
+        return f"None in this run: the plan of {printable(recipe.replay)} was lowered again{trained}."
     if recipe.effort == 0:
         return "None: effort 0 calibrates without any search."
     ran = ", ".join(pass_text(p) for p in inputs.passes if p.changed) or "no pass changed anything"

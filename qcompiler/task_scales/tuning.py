@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -92,7 +93,7 @@ def tune_scales(result: Path, model: Path, options: TuneOptions, progress: Progr
 
     plan = CompressionPlan.load(result)
     codes = codes_fingerprint(to_ir(read_source(result / "model.onnx")))
-    recipe = Recipe(data=options.data, labels=options.labels, seed=options.seed, threads=options.threads)
+    recipe = _recipe(options)
     loaded = load_model(model)
     samples = prepare_samples(loaded.model, recipe)
     context = Context(
@@ -119,6 +120,18 @@ def tune_scales(result: Path, model: Path, options: TuneOptions, progress: Progr
         steps = tuning.train(schedule, progress)
         task, after = TaskScales(tuning.scales(), codes), tuning.loss()
         return TunedScales(task=task, before=before, after=after, unit=tuning.unit, steps=steps)
+
+
+def _recipe(options: TuneOptions) -> Recipe:
+    """Return what the samples are read with: no gate follows, so that all of them are learned but those that judge."""
+    return Recipe(
+        data=options.data,
+        labels=options.labels,
+        seed=options.seed,
+        threads=options.threads,
+        calibration_samples=sys.maxsize,
+        verify_samples=1,
+    )
 
 
 def _planned(start: State, plan: CompressionPlan, context: Context, samples: Samples) -> State:

@@ -31,13 +31,13 @@ def held_out_loss(setup: SearchSetup, binding: Binding) -> float:
 def held_out_distance(setup: SearchSetup, binding: Binding) -> float:
     """Return how far a binding is from the float model on the acceptance samples, so that few of them can tell.
 
-    Of class scores it is the mean over rows of the root of their divergence: the divergence itself mostly comes from
-    the two or three rows that happen to lie near a border between classes. Of any other output it is the relative
-    squared error. Outputs are averaged.
+    Of class scores it is the mean over rows, and over places where a row has several, of the root of their
+    divergence: the divergence itself mostly comes from the two or three rows that happen to lie near a border between
+    classes. Of any other output it is the relative squared error. Outputs are averaged.
     """
     rows, step = row_count(setup.held_out), ROWS_AT_ONCE if setup.axes is not None else 1
     names, classes = setup.held_out_loss.outputs, setup.held_out_loss.classes
-    sums = {name: torch.zeros(3, dtype=torch.float64) for name in names}
+    sums = {name: torch.zeros(4, dtype=torch.float64) for name in names}
     with torch.no_grad():
         for first in range(0, rows, step):
             part = rows_of(setup.held_out, slice(first, min(first + step, rows)))
@@ -45,19 +45,20 @@ def held_out_distance(setup: SearchSetup, binding: Binding) -> float:
             for name in names:
                 sums[name] += _sums(found[name], wanted[name], scores=name in classes)
     total = 0.0
-    for name, (roots, error, power) in ((n, s.tolist()) for n, s in sums.items()):
-        total += roots / rows if name in classes else error / max(power, SMALLEST_POWER)
+    for name, (roots, places, error, power) in ((n, s.tolist()) for n, s in sums.items()):
+        total += roots / max(places, 1.0) if name in classes else error / max(power, SMALLEST_POWER)
     return total / len(names)
 
 
 def _sums(found: Tensor, wanted: Tensor, *, scores: bool) -> Tensor:
-    """Return summed roots of divergences, squared error and power of some rows, float64 of shape (3,)."""
+    """Return summed roots of divergences, how many, squared error and power of some rows, float64 of shape (4,)."""
     a, b = (v.detach().double().nan_to_num(0.0, 0.0, 0.0) for v in (found, wanted))
-    roots = torch.zeros((), dtype=torch.float64)
+    roots = torch.zeros(0, dtype=torch.float64)
     if scores:
         there, here = torch.log_softmax(b, -1), torch.log_softmax(a, -1)
-        roots = (there.exp() * (there - here)).sum(-1).clamp(min=0.0).sqrt().sum()
-    return torch.stack([roots.cpu(), (a - b).square().sum().cpu(), b.square().sum().cpu()])
+        roots = (there.exp() * (there - here)).sum(-1).clamp(min=0.0).sqrt().cpu()
+    count = torch.tensor(float(roots.numel()), dtype=torch.float64)
+    return torch.stack([roots.sum(), count, (a - b).square().sum().cpu(), b.square().sum().cpu()])
 
 
 def held_out_entropy(setup: SearchSetup, binding: Binding, outputs: Sequence[str], labels: Tensor) -> float:

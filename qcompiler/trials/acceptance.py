@@ -44,7 +44,7 @@ def with_judges(context: Context, model: ir.Model, samples: Samples) -> Context:
         samples: of the compilation; the gate's are not looked at.
     """
     context = replace(context, size=FileSize(context))
-    searching = context.recipe.effort > 0 and context.recipe.replay is None
+    searching = context.recipe.effort > 0 and (context.recipe.replay is None or context.recipe.fine_tune_minutes > 0)
     if samples.acceptance is None or samples.calibration is None or not searching:
         return context
     trial = Trial(model, context.target, samples.acceptance, context)

@@ -20,7 +20,7 @@ from qcompiler.protocols import Target
 from qcompiler.quant.grid import power_ratio_db
 from qcompiler.registry import make_pass
 from qcompiler.runtime.capture import Executor, stream
-from qcompiler.samples import class_outputs
+from qcompiler.samples import distributions
 from qcompiler.state import Context, Fact, State
 
 FINISHING: tuple[tuple[Fact, str], ...] = (
@@ -54,7 +54,7 @@ class Trial:
         self._samples, self._target = acceptance, target
         names = measured_values(reference)
         threads = context.recipe.threads
-        classes = class_outputs(reference, None)
+        classes = distributions(reference)
         floats = [v.name or "" for v in reference.graph.outputs if v.dtype in FLOATS]
         self._scores = frozenset(i for i, name in enumerate(floats) if name in classes)
         self._expected = [
@@ -106,7 +106,7 @@ class Trial:
                 got = np.asarray(found[name])
                 if which in scores and got.shape == expected[which].shape:
                     roots = root_divergence(expected[which], np.nan_to_num(got))
-                    signal[which] += len(roots)
+                    signal[which] += roots.size
                     error[which] += float(roots.sum())
                 else:
                     a, b = _finite(expected[which], got)

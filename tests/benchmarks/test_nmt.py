@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import gzip
+import json
+import re
+import tomllib
+from dataclasses import replace
 
 import numpy as np
 import onnx
+import onnxruntime as ort
 import pytest
-from onnx import numpy_helper
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("tokenizers")
@@ -16,8 +20,9 @@ sacrebleu = pytest.importorskip("sacrebleu")
 from benchmarks import rivals  # noqa: E402
 from benchmarks.nmt import scoring  # noqa: E402
 from benchmarks.nmt.__main__ import parse_arguments  # noqa: E402
-from benchmarks.nmt.contenders import PAPER_BITS, prepare, recipe_for  # noqa: E402
-from benchmarks.nmt.corpus import END, batches_by_tokens, encode, padded, read_part, train_subwords  # noqa: E402
+from benchmarks.nmt.contenders import CONTENDERS, LONGEST, PAPER, PAPER_BITS, compress, prepare, recipe_for  # noqa: E402
+from benchmarks.nmt.corpus import BEGIN, END, batches_by_tokens, encode, padded, read_part, train_subwords  # noqa: E402
+from benchmarks.nmt.decisions import decision_section, decisions_of  # noqa: E402
 from benchmarks.nmt.decoding import (  # noqa: E402
     Stepper,
     beam,
@@ -32,7 +37,9 @@ from benchmarks.nmt.export import export  # noqa: E402
 from benchmarks.nmt.network import Shape, Translator, token_loss  # noqa: E402
 from benchmarks.nmt.report import Entry, report  # noqa: E402
 from benchmarks.nmt.sensitivity import KINDS, frequency_order, rounded, sensitivity_table  # noqa: E402
-from benchmarks.nmt.training import Schedule, trained  # noqa: E402
+from benchmarks.nmt.sharing import SHARED, share  # noqa: E402
+from benchmarks.nmt.speed import fastest  # noqa: E402
+from benchmarks.nmt.training import Schedule, retrained, trained  # noqa: E402
 from qcompiler.model.attention import find_attention  # noqa: E402
 from qcompiler.model.load import load_model  # noqa: E402
 from qcompiler.model.sublayers import sublayers  # noqa: E402
@@ -83,19 +90,19 @@ def logits_of(network):
 
 
 def test_the_files_compute_what_the_network_computes(network, files):
-    sessions = open_sessions(*files)
+    sessions = open_sessions(*files[:2])
     feeds = {**first_feeds(sessions, SOURCE), "tokens": shifted(TARGET)}
     assert np.allclose(sessions.decoder.run(["logits"], feeds)[0], logits_of(network), atol=1e-4)
 
 
 def test_token_by_token_with_caches_is_the_same_as_all_at_once(network, files):
-    stepper, wanted = Stepper(open_sessions(*files), SOURCE), logits_of(network)
+    stepper, wanted = Stepper(open_sessions(*files[:2]), SOURCE), logits_of(network)
     for place, tokens in enumerate(shifted(TARGET).T):
         assert np.allclose(stepper.step(tokens), wanted[:, place], atol=1e-4)
 
 
 def test_padding_and_the_other_sentences_change_nothing(files):
-    sessions = open_sessions(*files)
+    sessions = open_sessions(*files[:2])
     together = greedy(sessions, SOURCE)
     alone = [greedy(sessions, row[row > 0][None])[0] for row in SOURCE]
     shortest = min(len(row) for row in alone)
@@ -103,7 +110,7 @@ def test_padding_and_the_other_sentences_change_nothing(files):
 
 
 def test_a_beam_of_one_is_greedy_and_a_wider_one_finds_no_less_probable_sentence(files):
-    sessions = open_sessions(*files)
+    sessions = open_sessions(*files[:2])
     first = greedy(sessions, SOURCE)
     assert beam(sessions, SOURCE, 1) == first
     assert any(first)
@@ -121,9 +128,24 @@ def test_a_beam_of_one_is_greedy_and_a_wider_one_finds_no_less_probable_sentence
     assert score(wider).mean() >= score(first).mean() - 1e-4
 
 
+def test_the_whole_computes_what_the_files_compute_and_is_even_behind_padding(network, files):
+    tokens = shifted(TARGET)
+    whole = ort.InferenceSession(files[2], providers=["CPUExecutionProvider"])
+    found = whole.run(None, {"source": SOURCE, "tokens": tokens})[0]
+    wanted = torch.from_numpy(logits_of(network)).softmax(-1).numpy()
+    there = tokens > 0
+    assert np.allclose(found[there], wanted[there], atol=1e-5)
+    assert np.allclose(found[~there], 1 / SHAPE.vocabulary)
+
+
+def test_constants_have_the_same_names_in_the_whole_and_in_the_files(files):
+    encoder, decoder, whole = ({t.name for t in onnx.load(path).graph.initializer} for path in files)
+    assert {name for name in encoder | decoder if name.endswith(("weight", "bias", "table"))} <= whole
+
+
 def test_tables_are_stored_once_and_every_attention_is_found(files):
     counts = []
-    for path, blocks in zip(files, (2, 4), strict=True):
+    for path, blocks in zip(files, (2, 4, 6), strict=True):
         large = [t for t in onnx.load(path).graph.initializer if list(t.dims) == [SHAPE.vocabulary, SHAPE.width]]
         assert len(large) == 1
         model = load_model(path).model
@@ -137,18 +159,43 @@ def test_tables_are_stored_once_and_every_attention_is_found(files):
     assert counts[1] == sorted(f"decoder {kind}" for kind in decoder)
 
 
-def test_the_papers_bits_reach_every_product(files):
-    import re
-    import tomllib
+def test_the_papers_bits_reach_every_product_but_the_tables(files):
+    bits = {p: table["bits"] for p, table in tomllib.loads(recipe_for(PAPER_BITS))["match"].items()}
+    assert bits == PAPER_BITS
+    names = sublayers(load_model(files[2]).model)
+    reached = {name for name in names if sum(bool(re.search(pattern, name)) for pattern in bits) == 1}
+    assert set(names) - reached == {"table"}
 
-    for path in files:
-        bits = {p: table["bits"] for p, table in tomllib.loads(recipe_for(PAPER_BITS, path.stem))["match"].items()}
-        assert bits.items() <= PAPER_BITS.items()
-        model = load_model(path).model
-        named = [*sublayers(model), *(node.name for node in model.graph)]
-        for name in sublayers(model):
-            assert sum(bool(re.search(pattern, name)) for pattern in bits) == 1, name
-        assert all(any(re.search(pattern, name) for name in named) for pattern in bits)
+
+def test_a_contender_shares_the_codes_of_the_table_between_its_files(data, tmp_path):
+    tokenizer = train_subwords(read_part(data, "train"))
+    shape = Shape(width=32, heads=2, hidden=48, layers=1, vocabulary=300)
+    torch.manual_seed(0)
+    network = Translator(shape, dropout=0.0).eval()
+    export(network, tmp_path)
+    base = prepare(tmp_path, tokenizer, data)
+    counts = np.zeros(300, int)
+    counts[: len(np.load(base.counts))] = np.load(base.counts)
+    assert counts[BEGIN] == len(read_part(data, "train").source)
+    np.save(base.counts, counts)
+    with np.load(base.whole_data) as archive:
+        assert archive["source"].shape[1] <= LONGEST
+    words = ("--bits", "W4A8", "--embedding-bits", "2-3", "--token-counts", "counts.npy")
+    contender = replace(next(c for c in CONTENDERS if c.name == PAPER), words=(*CONTENDERS[2].words[:-2], *words))
+    found = compress(contender, base, 0, tmp_path / "made")
+    assert [path.name for path in found.files] == ["encoder.onnx", "decoder.onnx", SHARED], found.runs
+    assert found.files[2].stat().st_size > 300 * 32 * 2 / 8
+    planes = [
+        {t.raw_data for t in onnx.load(run.model).graph.initializer if "table_plane" in t.name}
+        for run in found.runs[1:]
+    ]
+    assert planes[0] == planes[1]
+    assert all(plane in found.files[2].read_bytes() for plane in planes[0])
+    alone = sum(run.model.stat().st_size for run in found.runs[1:])
+    assert scoring.total_bytes(found.files) < alone
+    exact, coarse = (open_sessions(*pair) for pair in ((base.encoder, base.decoder), found.files[:2]))
+    first, second = (cross_entropies(o, tokenizer, ["a man"], ["ein mann"]) for o in (exact, coarse))
+    assert 0 < abs(first[0, 0] - second[0, 0]) < 2
 
 
 # -- corpus ------------------------------------------------------------------------------------------
@@ -188,6 +235,16 @@ def test_training_is_kept_and_another_schedule_is_refused(data, tmp_path, monkey
         trained(data, tmp_path, Schedule(minutes=1.0))
 
 
+def test_a_network_that_is_trained_on_begins_with_what_was_trained(data, tmp_path, monkeypatch):
+    monkeypatch.setattr("benchmarks.nmt.training.Translator", lambda dropout: Translator(SHAPE_OF_WORDS, dropout))
+    first = Schedule(minutes=0.02, tokens=64, warmup=20, threads=torch.get_num_threads())
+    network, _ = trained(data, tmp_path, first)
+    still, cost = retrained(data, tmp_path, first, replace(first, minutes=0.005, peak=1e-9))
+    assert cost["steps"] > 0
+    pairs = zip(network.parameters(), still.parameters(), strict=True)
+    assert all(torch.allclose(a, b, atol=1e-5) for a, b in pairs)
+
+
 SHAPE_OF_WORDS = Shape(width=32, heads=2, hidden=48, layers=1, vocabulary=200)
 
 
@@ -216,28 +273,33 @@ def test_cross_entropy_is_that_of_the_network(data, files, network, tmp_path):
 
     lines = [" ".join(str(n) for n in row if n > END) for row in SOURCE]
     wanted = [" ".join(str(n) for n in row if n > END) for row in TARGET]
-    found = cross_entropies(open_sessions(*files), Words(), lines, wanted, rows=2)
+    found = cross_entropies(open_sessions(*files[:2]), Words(), lines, wanted, rows=2)
     mean = token_loss(torch.from_numpy(logits_of(network)), torch.from_numpy(TARGET))
     assert found[:, 0].sum() / found[:, 1].sum() == pytest.approx(float(mean), rel=1e-4)
     assert found[:, 1].sum() == (TARGET > 0).sum()
 
 
-def test_constants_that_two_files_share_count_once(files, tmp_path):
-    alone = sum(path.stat().st_size for path in files)
+def test_constants_that_two_files_hold_lie_in_one_file_and_compute_the_same(network, files, tmp_path):
+    shared = share({"encoder": files[0], "decoder": files[1]}, tmp_path)
     table = SHAPE.vocabulary * SHAPE.width * 4
-    assert alone - scoring.total_bytes(files) == table
-    model = onnx.load(files[1])
-    twice = numpy_helper.from_array(numpy_helper.to_array(model.graph.initializer[0]), "copy")
-    model.graph.initializer.append(twice)
-    onnx.save(model, tmp_path / "twice.onnx")
-    assert scoring.total_bytes([tmp_path / "twice.onnx"]) == (tmp_path / "twice.onnx").stat().st_size
+    assert shared[2].stat().st_size >= table
+    saved = sum(path.stat().st_size for path in files[:2]) - scoring.total_bytes(shared)
+    assert saved > table - 500
+    inner = [
+        name for p in shared[:2] for node in onnx.load(p, load_external_data=False).graph.node for name in node.output
+    ]
+    assert max(map(len, set(inner) - {"memory", "logits"} - {n for n in inner if n.startswith("present")})) <= 4
+    assert shared[2].stat().st_size < table + 5000
+    feeds = {**first_feeds(open_sessions(*shared[:2]), SOURCE), "tokens": shifted(TARGET)}
+    found, exact = (open_sessions(*pair).decoder.run(["logits"], feeds)[0] for pair in (shared[:2], files[:2]))
+    assert np.array_equal(found, exact)
 
 
 def test_a_part_is_scored_kept_and_reported(data, tmp_path):
     tokenizer = train_subwords(read_part(data, "train"))
     tokenizer.save(str(tmp_path / "subwords.json"))
     shape = Shape(width=32, heads=2, hidden=48, layers=1, vocabulary=tokenizer.get_vocab_size())
-    pair = export(Translator(shape).eval(), tmp_path / "float")
+    pair = export(Translator(shape).eval(), tmp_path / "float")[:2]
     found = scoring.score(pair, tmp_path / "subwords.json", data, "val", 1)
     assert found.lines == tuple(translate(open_sessions(*pair), tokenizer, read_part(data, "val").source))
     scoring.save(found, tmp_path / "val.json")
@@ -253,6 +315,7 @@ def test_a_part_is_scored_kept_and_reported(data, tmp_path):
     with np.load(samples.decoder_data) as archive:
         assert archive["tokens"].shape[0] == archive["past_self_key_0"].shape[0] == archive["memory"].shape[0]
         assert archive["past_self_key_0"].shape[2] == 0
+    assert np.load(samples.counts).sum() > 0
 
 
 @pytest.mark.parametrize(
@@ -273,6 +336,36 @@ def test_the_float_model_always_takes_part(data):
     given = parse_arguments(["--data", str(data), "--contenders", "W4A8"])
     assert [contender.name for contender in given.contenders] == ["float", "W4A8"]
     assert given.parts == ("val",)
+
+
+def test_a_contender_brings_the_one_that_it_starts_from(data):
+    given = parse_arguments(["--data", str(data), "--contenders", "11.8x distilled"])
+    assert [contender.name for contender in given.contenders] == ["float", "11.8x", "11.8x distilled"]
+    assert all(c.start in {other.name for other in CONTENDERS[:place]} | {""} for place, c in enumerate(CONTENDERS))
+
+
+def test_the_fastest_turn_of_each_counts(monkeypatch):
+    clock = iter([0.0, 5.0, 5.0, 6.0, 10.0, 13.0, 13.0, 20.0])
+    monkeypatch.setattr("benchmarks.nmt.speed.time.process_time", lambda: next(clock))
+    order = []
+    assert fastest([lambda: order.append("a"), lambda: order.append("b")], 2) == [3.0, 1.0]
+    assert order == ["a", "b", "a", "b"]
+
+
+def test_decisions_are_those_of_the_report(tmp_path):
+    row = {"name": "decoder feed-forward", "values": [2e6, 0.2, 1.5, 0.03, 0.001, 0.002, 0.003, 0.004]}
+    entries = [
+        {"name": "allocate-bits", "metrics": [{"name": "mean width", "value": 2.346}], "tables": []},
+        {"name": "solve-codes", "metrics": [{"name": "attention", "value": 9}], "tables": []},
+    ]
+    entries[0]["tables"] = [{"title": "bits by sublayer", "rows": [row]}]
+    (tmp_path / "whole.failed").mkdir()
+    (tmp_path / "whole.failed" / "report.json").write_text(json.dumps({"passes": entries}))
+    found = decisions_of(tmp_path / "whole")
+    text = decision_section([("small", found), ("none", decisions_of(tmp_path / "missing"))])
+    assert "| small | 2.35 | - | - of 9 |" in text
+    assert "| decoder feed-forward | 2.00 M | 1.50 | 0.0300 | 0.0010 |" in text
+    assert "| none | - | - | - of - |" in text
 
 
 # -- sensitivity -------------------------------------------------------------------------------------

@@ -69,6 +69,46 @@ def test_other_outputs_are_compared_by_their_error_over_their_power():
     assert float(loss({"y": found}, everything(loss)).detach().mean()) == pytest.approx(wanted, rel=RELATIVE)
 
 
+def places_net(axis=-1):
+    """Return a net that gives the probabilities of four classes at each of three places."""
+    weight = np.random.default_rng(2).standard_normal((8, 4)).astype(np.float32)
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["y"], name="product"),
+        helper.make_node("Softmax", ["y"], ["p"], name="softmax", axis=axis),
+    ]
+    return build(nodes, [("x", FLOAT, ["N", 3, 8])], [("p", FLOAT, ["N", 3, 4])], {"w": weight})
+
+
+def test_probabilities_at_several_places_are_compared_place_by_place():
+    loss, executor, feeds, _ = loss_of(places_net())
+    assert (loss.outputs, loss.classes) == (("y",), {"y"})
+    exact = executor.run(feeds, ["y"])["y"].detach()
+    found = exact.clone()
+    found[:, 1] = exact[:, 1].flip(-1)
+    log, other = torch.log_softmax(exact[:, 1], -1), torch.log_softmax(found[:, 1], -1)
+    wanted = (log.exp() * (log - other)).sum(-1) / 3
+    assert torch.allclose(loss({"y": found}, everything(loss))[0], wanted, atol=1e-5)
+    twice = torch.cat([found, exact])
+    assert torch.allclose(loss({"y": twice}, everything(loss), copies=2), torch.stack([wanted, wanted * 0]), atol=1e-5)
+
+
+def test_a_softmax_over_another_axis_gives_no_class_scores():
+    assert loss_of(places_net(axis=1))[0].classes == frozenset()
+
+
+def test_the_float_model_runs_only_for_a_loss_that_is_asked_for(monkeypatch):
+    loss, executor, feeds, _ = loss_of(places_net())
+    runs = []
+    exact = executor.run(feeds, ["y"])
+    run = TorchExecutor.run
+    monkeypatch.setattr(TorchExecutor, "run", lambda self, *words, **more: runs.append(1) or run(self, *words, **more))
+    again = DistillationLoss(executor, feeds, {"x": 0, "y": 0, "p": 0})
+    assert again.classes == {"y"}
+    assert not runs
+    assert float(again(exact, everything(loss)).detach().abs().max()) < 1e-6
+    assert runs
+
+
 def test_probabilities_that_are_reshaped_are_no_logits():
     proto = softmax_net()
     proto.graph.node.append(helper.make_node("Flatten", ["p"], ["flat"], name="flatten"))

@@ -17,7 +17,7 @@ from qcompiler.flow import attempt
 from qcompiler.flow.improvement import worth_improving
 from qcompiler.passes import IMPROVING, PASSES, SETTLING, WITH_DATA
 from qcompiler.plan import Role
-from qcompiler.recipe import MAX_EFFORT, Floors, Recipe
+from qcompiler.recipe import MAX_EFFORT, Floors, Recipe, bits_fields
 from qcompiler.state import Fact
 from tests import searches
 from tests.compiling import planned, run_passes, samples, start
@@ -241,3 +241,20 @@ def test_what_writing_needs_is_missed_before_anything_is_decided(folder):
         )
     assert not {"place", "observe", "scale-weights"} & set(told)
     assert not (folder / "unordered").exists()
+
+
+def test_a_recorded_plan_is_trained_further(folder):
+    pytest.importorskip("torch")
+    asked = {"targets": ("x86",), "data": str(folder / "data.npz"), "floors": LOOSE, **bits_fields("W3A8:uniform")}
+    rounded = Recipe(effort=0, **asked)
+    (first,) = compile_model(folder / "model.onnx", recipe=rounded, out=folder / "rounded", force=True)
+    again = Recipe(replay=str(first.folder), **asked)
+    (same,) = compile_model(folder / "model.onnx", recipe=again, out=folder / "same", force=True)
+    assert same.report.search is None
+    assert (same.folder / "model.onnx").read_bytes() == (first.folder / "model.onnx").read_bytes()
+    longer = dataclasses.replace(again, fine_tune_minutes=0.02)
+    (trained,) = compile_model(folder / "model.onnx", recipe=longer, out=folder / "trained", force=True)
+    assert [stage.name for stage in trained.report.search.stages] == ["first result", "fine-tune"]
+    assert outcomes(trained)[-1] == "better"
+    last = trained.report.search.stages[-1]
+    assert last.after_db > last.before_db + 0.5

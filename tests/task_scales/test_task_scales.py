@@ -18,6 +18,8 @@ from qcompiler.recipe import Floors, Recipe, bits_fields  # noqa: E402
 from qcompiler.task_scales.applying import apply_scales  # noqa: E402
 from qcompiler.task_scales.file import CODES_KEY, load_scales, save_scales  # noqa: E402
 from qcompiler.task_scales.tuning import TuneOptions, tune_scales  # noqa: E402
+from qcompiler.training import scales  # noqa: E402
+from qcompiler.training.driver import TrainingRecord  # noqa: E402
 from tests.models import conv_net, dense_net, run, save  # noqa: E402
 
 ROWS = 128
@@ -33,6 +35,8 @@ def case(request, tmp_path_factory):
     shape = (ROWS, 3, 16, 16) if request.param == "conv" else (ROWS, 64)
     rows = np.random.default_rng(1).standard_normal(shape).astype(np.float32)
     np.savez(folder / "data.npz", **{name: rows})
+    others = np.random.default_rng(2).standard_normal(shape).astype(np.float32)
+    np.savez(folder / "task.npz", **{name: others})  # samples that no solver has fitted the codes to
     model = save(proto, folder)
     labels = np.argmax(run(proto, {name: rows})[0], 1)
     np.save(folder / "labels.npy", labels)
@@ -43,7 +47,7 @@ def case(request, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def tuned(case):
-    options = TuneOptions(data=str(case / "data.npz"), steps=60, rows=16)
+    options = TuneOptions(data=str(case / "task.npz"), steps=60, rows=16)
     found = tune_scales(case / "result", case / "model.onnx", options)
     save_scales(case / "scales.npz", found.task)
     return found
@@ -70,6 +74,17 @@ def test_tuning_helps_on_samples_it_has_not_seen_and_leaves_the_plan_alone(case,
     planned = {t.name: t.scale for t in plan.tensors.values() if t.role is Role.WEIGHT and t.scale is not None}
     assert set(tuned.task.scales) == set(planned)
     assert all(tuned.task.scales[name].shape == scale.shape for name, scale in planned.items())
+
+
+def test_all_samples_are_learned_but_those_that_judge(case, monkeypatch):
+    learned = []
+    monkeypatch.setattr(scales, "fine_tune", lambda model, compressor, period, task: learned.append(task) or RAN)
+    tune_scales(case / "result", case / "model.onnx", TuneOptions(data=str(case / "data.npz"), steps=1))
+    (rows,) = learned[0].samples.values()
+    assert len(rows) == ROWS - 1 - (ROWS - 1) // 4
+
+
+RAN = TrainingRecord(steps=1, period=1, losses=(), features=0)
 
 
 def test_labels_alone_are_learned(case):

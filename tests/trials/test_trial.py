@@ -79,6 +79,23 @@ def test_what_all_scores_have_in_common_counts_in_the_level_alone():
     assert trial.closeness(replace(state, plan=state.plan.with_tensors(*coarse))) < trial.closeness(state) - 3
 
 
+def test_closeness_is_that_of_a_place_however_many_a_sample_has():
+    weight = np.random.default_rng(2).standard_normal((8, 4)).astype(np.float32)
+    levels = []
+    for places in (1, 5):
+        nodes = [
+            helper.make_node("MatMul", ["x", "w"], ["y"], name="product"),
+            helper.make_node("Softmax", ["y"], ["p"], name="softmax", axis=-1),
+        ]
+        state = start(build(nodes, [("x", FLOAT, [1, places, 8])], [("p", FLOAT, [1, places, 4])], {"w": weight}))
+        row = np.random.default_rng(3).standard_normal((1, 1, 8)).astype(np.float32)
+        repeated = Fixed([{"x": np.repeat(row, places, axis=1)}])
+        trial = Trial(state.model, context().target, repeated, context(data=repeated))
+        coarse = start(build(nodes, [("x", FLOAT, [1, places, 8])], [("p", FLOAT, [1, places, 4])], {"w": weight * 2}))
+        levels.append(trial.closeness(coarse))
+    assert levels[0] == pytest.approx(levels[1], abs=0.2)
+
+
 def test_logits_are_compared_where_the_output_is_probabilities():
     state, where = planned(softmax_net())
     assert measured_values(state.model) == ["y"]
