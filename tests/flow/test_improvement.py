@@ -252,7 +252,8 @@ def test_a_recorded_plan_is_trained_further(folder):
     (same,) = compile_model(folder / "model.onnx", recipe=again, out=folder / "same", force=True)
     assert same.report.search is None
     assert (same.folder / "model.onnx").read_bytes() == (first.folder / "model.onnx").read_bytes()
-    longer = dataclasses.replace(again, fine_tune_minutes=0.02)
+    named = (*WITH_DATA, "fine-tune{steps=120}")  # a number of steps, for minutes depend on the machine
+    longer = dataclasses.replace(again, fine_tune_minutes=5.0, passes=named)
     (trained,) = compile_model(folder / "model.onnx", recipe=longer, out=folder / "trained", force=True)
     assert [stage.name for stage in trained.report.search.stages] == ["first result", "fine-tune"]
     assert outcomes(trained)[-1] == "better"
