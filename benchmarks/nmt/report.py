@@ -48,6 +48,9 @@ class Entry:
 
 def report(entries: Sequence[Entry], cost: Mapping[str, float], beam: int) -> str:
     """Return the whole report; the first entry is the float model."""
+    names = ",".join(dict.fromkeys(entry.name for entry in entries[1:]))
+    seeds = ",".join(map(str, sorted({entry.seed for entry in entries})))
+    asked = f'--contenders "{names}" --seeds {seeds} --parts {",".join(entries[0].parts)} --beam {beam}'
     search = "greedy search" if beam == 1 else f"beam search of {beam}"
     cost_text = (
         f"Training took {cost['cpu_minutes']:.1f} minutes of CPU time ({cost['wall_minutes']:.1f} by the clock), "
@@ -56,7 +59,7 @@ def report(entries: Sequence[Entry], cost: Mapping[str, float], beam: int) -> st
     )
     sections: list[str] = [
         "# Translation\n",
-        environment("python -m benchmarks.nmt --data ROOT"),
+        environment(f"python -m benchmarks.nmt --data ROOT {asked}"),
         *(wrapped(" ".join(text.split())) + "\n" for text in (_ABOUT, cost_text)),
         *(part_section(part, entries) for part in entries[0].parts),
     ]
