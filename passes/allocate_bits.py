@@ -66,7 +66,7 @@ class AllocateBits:
         widths = [_widths(layer, state, context) for layer in layers]
         start = _at(state, {layer.name: own[-1] for layer, own in zip(layers, widths, strict=True)})
         fixed = _fixed_bytes(start, layers, context)
-        if _fits_already(recipe, fixed, layers, widths):
+        if not state.row_searches and _fits_already(recipe, fixed, layers, widths):
             note = f"{FULL} bits everywhere keep to the size limit"
             return PassResult(state, replace(nothing, notes=(note,)))
         found = sensitivities(state, layers, widths, context if self.measured else replace(context, calibration=None))
@@ -210,6 +210,10 @@ def _with_tables(search: BitSearch, state: State, context: Context) -> tuple[Bit
     if not losses:
         return search, state
     size = min(losses, key=lambda s: losses[s])
+    layers = _budgeted(replace(search, fixed_bytes=search.fixed_bytes - trade.planned_bytes + size), context.recipe)
+    # Widths of layers are whole bits; what they leave over goes to the tables.
+    spare = limit - (search.fixed_bytes - trade.planned_bytes + size + layers.stored_bytes)
+    size = min(size + max(spare, 0), trade.sizes()[-1])
     plan = trade.planned(state.plan, size, AllocateBits.name)
     return replace(search, fixed_bytes=search.fixed_bytes - trade.planned_bytes + size), replace(state, plan=plan)
 
