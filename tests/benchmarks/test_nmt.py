@@ -43,6 +43,7 @@ from benchmarks.nmt.training import Schedule, retrained, trained  # noqa: E402
 from qcompiler.model.attention import find_attention  # noqa: E402
 from qcompiler.model.load import load_model  # noqa: E402
 from qcompiler.model.sublayers import sublayers  # noqa: E402
+from qcompiler.plan import CompressionPlan, Role  # noqa: E402
 
 SHAPE = Shape(width=32, heads=2, hidden=48, layers=2, vocabulary=60)
 SOURCE = np.array([[5, 6, 7, END], [8, 9, END, 0], [10, END, 0, 0]])
@@ -282,6 +283,7 @@ def test_cross_entropy_is_that_of_the_network(data, files, network, tmp_path):
 def test_constants_that_two_files_hold_lie_in_one_file_and_compute_the_same(network, files, tmp_path):
     shared = share({"encoder": files[0], "decoder": files[1]}, tmp_path)
     table = SHAPE.vocabulary * SHAPE.width * 4
+    assert [path.name for path in shared] == ["encoder.onnx", "decoder.onnx", SHARED]
     assert shared[2].stat().st_size >= table
     saved = sum(path.stat().st_size for path in files[:2]) - scoring.total_bytes(shared)
     assert saved > table - 500
