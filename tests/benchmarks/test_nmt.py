@@ -187,6 +187,10 @@ def test_a_contender_shares_the_codes_of_the_table_between_its_files(data, tmp_p
     found = compress(contender, base, 0, tmp_path / "made")
     assert [path.name for path in found.files] == ["encoder.onnx", "decoder.onnx", SHARED], found.runs
     assert found.files[2].stat().st_size > 300 * 32 * 2 / 8
+    decoded = CompressionPlan.load(tmp_path / "made" / "decoder").tensors.values()
+    weights = {t.name for t in decoded if t.role is Role.WEIGHT}
+    assert weights
+    assert not any(name.startswith("encoder") for name in weights)
     planes = [
         {t.raw_data for t in onnx.load(run.model).graph.initializer if "table_plane" in t.name}
         for run in found.runs[1:]
