@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import onnx_ir as ir
+
 from qcompiler.budget import Budget
 from qcompiler.data import Subset
 from qcompiler.errors import FloorMissed, NothingToCompress, QCompileError, UsageError
@@ -273,6 +275,7 @@ class _Compilation:
             if self.target.full_name not in recorded.target.split(SEPARATOR):
                 recorded = recorded.with_choice("plan recorded for", recorded.target)
             known = {Fact.PLACEMENT, Fact.STATISTICS, Fact.RANGES, Fact.WEIGHT_SCALES}
+            recorded = _of_model(recorded, state.model)
             return replace(state, plan=recorded, facts=state.facts | known), reports
         # What writing the plan needs is asked for now, not after minutes of searching.
         Pipeline((*passes, *self._lowering_passes())).check_order(self._start().facts)
@@ -354,3 +357,10 @@ class _Compilation:
             machine=machine_name(),
             search=search,
         )
+
+
+def _of_model(plan: CompressionPlan, model: ir.Model) -> CompressionPlan:
+    """Return a recorded plan without weights that the model lacks: it may be a part of the one that was compiled."""
+    constants = {name for graph in model.graphs() for name in graph.initializers}
+    stored = (Role.WEIGHT, Role.TABLE)
+    return replace(plan, tensors={k: t for k, t in plan.tensors.items() if t.role not in stored or t.name in constants})

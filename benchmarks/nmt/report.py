@@ -65,8 +65,13 @@ def report(entries: Sequence[Entry], cost: Mapping[str, float], beam: int) -> st
     ]
     decided = [(e.name, e.decisions) for e in entries if e.decisions is not None]
     sections += [decision_section(decided)] if decided else []
-    notes = [f"- {e.name}, seed {e.seed}: {text}" for e in entries for text in e.notes]
+    notes = [_item(f"{e.name}, seed {e.seed}: {text}") for e in entries for text in e.notes]
     return "\n".join([*sections, *(["## Notes\n", *notes, ""] if notes else [])])
+
+
+def _item(text: str) -> str:
+    """Return an item of a list, in lines of at most 110 characters."""
+    return "- " + wrapped(text).replace("\n", "\n  ")
 
 
 def part_section(part: str, entries: Sequence[Entry]) -> str:

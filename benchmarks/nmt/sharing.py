@@ -38,7 +38,7 @@ def share(models: Mapping[str, Path], folder: Path) -> tuple[Path, ...]:
                 joined += content[2]
             _point(tensor, places[content], len(content[2]))
     folder.mkdir(parents=True, exist_ok=True)
-    files = [folder / f"{path.parent.name if path.stem == 'model' else path.stem}.onnx" for path in models.values()]
+    files = [folder / f"{name}.onnx" for name in models]
     for model, path in zip(loaded, files, strict=True):
         shorten(model)
         path.write_bytes(model.SerializeToString())

@@ -52,9 +52,11 @@ def tuned(result: Path, model: Path, samples: Path, steps: int, folder: Path) ->
     """
     scales, output = folder / "scales.npz", folder / "tuned.onnx"
     words = ["tune-scales", str(result), str(model), "--data", str(samples), "--steps", str(steps)]
-    for command in ([*words, "-o", str(scales), "--force"], ["apply-scales", str(result), str(scales)]):
-        more = ["-o", str(output), "--force"] if command[0] == "apply-scales" else []
-        measured = run_measured([sys.executable, "-m", "qcompiler", *command, *more], folder)
+    for path in (scales, output):
+        path.unlink(missing_ok=True)
+    tune = [*words, "-o", str(scales)]
+    for command in (tune, ["apply-scales", str(result), str(scales), "-o", str(output)]):
+        measured = run_measured([sys.executable, "-m", "qcompiler", *command], folder)
         print(measured.output, file=sys.stderr)
         if measured.exit_code:
             raise SystemExit(measured.failure)

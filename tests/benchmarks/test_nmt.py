@@ -43,6 +43,7 @@ from benchmarks.nmt.training import Schedule, retrained, trained  # noqa: E402
 from qcompiler.model.attention import find_attention  # noqa: E402
 from qcompiler.model.load import load_model  # noqa: E402
 from qcompiler.model.sublayers import sublayers  # noqa: E402
+from qcompiler.plan import CompressionPlan, Role  # noqa: E402
 
 SHAPE = Shape(width=32, heads=2, hidden=48, layers=2, vocabulary=60)
 SOURCE = np.array([[5, 6, 7, END], [8, 9, END, 0], [10, END, 0, 0]])
@@ -181,11 +182,15 @@ def test_a_contender_shares_the_codes_of_the_table_between_its_files(data, tmp_p
     with np.load(base.whole_data) as archive:
         assert archive["source"].shape[1] <= LONGEST
     words = ("--bits", "W4A8", "--embedding-bits", "2-3", "--token-counts", "counts.npy")
-    plain = next(c for c in CONTENDERS if c.name == "W8A8")
-    contender = replace(next(c for c in CONTENDERS if c.name == PAPER), words=(*(plain.words or ())[:-2], *words))
+    named = {c.name: c for c in CONTENDERS}
+    contender = replace(named[PAPER], words=(*named["W8A8"].words[:-2], *words))
     found = compress(contender, base, 0, tmp_path / "made")
     assert [path.name for path in found.files] == ["encoder.onnx", "decoder.onnx", SHARED], found.runs
     assert found.files[2].stat().st_size > 300 * 32 * 2 / 8
+    decoded = CompressionPlan.load(tmp_path / "made" / "decoder").tensors.values()
+    weights = {t.name for t in decoded if t.role is Role.WEIGHT}
+    assert weights
+    assert not any(name.startswith("encoder") for name in weights)
     planes = [
         {t.raw_data for t in onnx.load(run.model).graph.initializer if "table_plane" in t.name}
         for run in found.runs[1:]
@@ -283,6 +288,7 @@ def test_cross_entropy_is_that_of_the_network(data, files, network, tmp_path):
 def test_constants_that_two_files_hold_lie_in_one_file_and_compute_the_same(network, files, tmp_path):
     shared = share({"encoder": files[0], "decoder": files[1]}, tmp_path)
     table = SHAPE.vocabulary * SHAPE.width * 4
+    assert [path.name for path in shared] == ["encoder.onnx", "decoder.onnx", SHARED]
     assert shared[2].stat().st_size >= table
     saved = sum(path.stat().st_size for path in files[:2]) - scoring.total_bytes(shared)
     assert saved > table - 500
