@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from qcompiler.codec.bits import packed_bytes
 from qcompiler.codec.sparse_formats import BITMASK, DELTA, DENSE
-from qcompiler.codec.xor_code import outputs_for
+from qcompiler.codec.xor_code import REGISTERS, TRELLIS, outputs_for
 from qcompiler.quant.sparsity import Curve
 from qcompiler.unpacking.encoded import AUTO, F2F, GRAPH_BYTES
 
@@ -37,7 +37,8 @@ def sparse_bytes(weights: int, zeros: int, bits: int, form: str = AUTO) -> int:
     elif form == F2F and zeros < weights:
         outputs = outputs_for(zeros / weights)
         wrong = round(kept * bits * (1 - RIGHT))
-        content = mask + bits * -(-weights // outputs) + _gaps(kept * bits, wrong)
+        network = outputs * (REGISTERS[TRELLIS] + 1)
+        content = mask + bits * -(-weights // outputs) + _gaps(kept * bits, wrong) + network
     else:
         return dense if form != F2F else mask + GRAPH_BYTES[F2F]
     return content + GRAPH_BYTES[form]
