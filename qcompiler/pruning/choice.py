@@ -9,8 +9,8 @@ import numpy as np
 
 from qcompiler.errors import UsageError
 from qcompiler.pruning.curves import Curves
-from qcompiler.quant.allocation import kilobytes
 from qcompiler.pruning.sizes import stored_bytes
+from qcompiler.quant.allocation import kilobytes
 from qcompiler.quant.sparsity import Curve, SparsitySearch, allocated
 from qcompiler.sparsity import Sparsity
 from qcompiler.state import Context, State
