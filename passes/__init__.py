@@ -17,6 +17,7 @@ PASSES: dict[str, str] = {
     "scale-weights": "qcompiler.passes.scale_weights:ScaleWeights",
     "solve-codes": "qcompiler.passes.solve_codes:SolveCodes",
     "prune": "qcompiler.passes.prune:Prune",
+    "flexor": "qcompiler.passes.flexor:Flexor",
     "correct-bias": "qcompiler.passes.correct_bias:CorrectBias",
     "solve-on-prefix": "qcompiler.passes.solve_on_prefix:SolveOnPrefix",
     "clip-round-search": "qcompiler.passes.clip_round_search:ClipRoundSearch",
@@ -31,6 +32,7 @@ PASSES: dict[str, str] = {
     "matmul-nbits": "qcompiler.passes.matmul_nbits:MatmulNbits",
     "pack-weights": "qcompiler.passes.pack_weights:PackWeights",
     "sparse-encode": "qcompiler.passes.sparse_encode:SparseEncode",
+    "pack-xor": "qcompiler.passes.pack_xor:PackXor",
     "pack-bits": "qcompiler.passes.pack_bits:PackBits",
     "raise-opset": "qcompiler.passes.raise_opset:RaiseOpset",
     "store-int4": "qcompiler.passes.store_int4:StoreInt4",
@@ -39,7 +41,9 @@ PASSES: dict[str, str] = {
 
 _REWRITES = ("widen-float16", "fold-batch-norm")
 
-LOSSLESS = frozenset({"align-channels", "pack-bits", "pad-codes", "pack-constants", "sparse-encode", "store-int4"})
+LOSSLESS = frozenset(
+    {"align-channels", "pack-bits", "pack-constants", "pack-xor", "pad-codes", "sparse-encode", "store-int4"}
+)
 """Lowering passes that change no value: trial runs do without them."""
 
 EXACT = LOSSLESS | {"raise-opset"}
@@ -57,6 +61,7 @@ WITH_DATA = (
     "scale-weights",
     "solve-codes",
     "prune",
+    "flexor",
     "calibrate",
     "correct-bias",
 )
@@ -72,6 +77,7 @@ WITHOUT_DATA = (
     "scale-weights",
     "solve-codes",
     "prune",
+    "flexor",
     "calibrate",
     "correct-bias",
 )
@@ -92,6 +98,9 @@ RETRAINING = ("fine-tune",)
 TRAINING = ("solve-on-prefix", *RETRAINING)
 """What ``--fine-tune`` adds behind all of these, but for what is there already."""
 
+TRAINING_WORDS = ("fine-tune{rate=0.012,rounds=1}",)
+"""The same where weights are code words: these have further to go, and are no problem for solvers of single codes."""
+
 SETTLING = frozenset({"correct-bias"})
 """Passes that run again behind each of these: what they decide follows from what a search changed."""
 
@@ -100,6 +109,7 @@ _PLAIN = (
     "allocate-bits{measured=false}",
     "scale-weights{rounding=nearest}",
     "prune",
+    "flexor",
     "calibrate{method=minmax}",
 )
 

@@ -21,7 +21,16 @@ from qcompiler.layers import frontier_report, histograms, kept_constants, layer_
 from qcompiler.lookups import refuse_gate_counts
 from qcompiler.model.load import load_model
 from qcompiler.model.save import OutputFolder
-from qcompiler.passes import IMPROVING, MINIMAL, RETRAINING, SETTLING, TRAINING, WITH_DATA, WITHOUT_DATA
+from qcompiler.passes import (
+    IMPROVING,
+    MINIMAL,
+    RETRAINING,
+    SETTLING,
+    TRAINING,
+    TRAINING_WORDS,
+    WITH_DATA,
+    WITHOUT_DATA,
+)
 from qcompiler.pipeline import Pipeline, select
 from qcompiler.placement.dispatch import Placing, place_measured
 from qcompiler.plan import CompressionPlan, Role
@@ -124,6 +133,13 @@ def _compiled(job: Job, outputs: Sequence[OutputFolder]) -> list[CompileResult]:
         share = job.budget.share(len(outputs) - len(results))
         results.append(_Compilation(replace(job, budget=share), target, output).run())
     return results
+
+
+def training_of(recipe: Recipe) -> tuple[str, ...]:
+    """Return the passes that train weights, where a recipe asks for that."""
+    if recipe.xor_bits is not None:
+        return TRAINING_WORDS
+    return TRAINING if recipe.fine_tune_minutes else ()
 
 
 def plan_only(model: Path | str, *, recipe: Recipe) -> str:
@@ -230,7 +246,7 @@ class _Compilation:
             names = MINIMAL[with_data]
         else:
             names = (*(WITH_DATA if with_data else WITHOUT_DATA), *IMPROVING.get(recipe.effort, ()))
-            names = tuple(dict.fromkeys((*names, *(TRAINING if recipe.fine_tune_minutes else ()))))
+            names = tuple(dict.fromkeys((*names, *training_of(recipe))))
         return select([make_pass(n) for n in names], recipe.skip_passes)
 
     def _improving(self, plan: CompressionPlan) -> tuple[Pass, ...]:

@@ -111,7 +111,8 @@ class TensorPlan:
         sparsity: share of the weights (0 to 1) that were pruned: their codes are 0 and stay so; the mask is
             ``codes != 0``. None for a weight that was not pruned. A pruned weight has symmetric ``codes``, and
             levels only if 0 is one of them.
-        encoding: how the file stores the codes, such as the name of a sparse format; None is as they are.
+        encoding: how the file stores the codes: the name of a sparse format, or of an XOR network that makes them
+            (``codec.xor_weights``), such as ``xor 12/15``; None is as they are.
         correction: float64 of shape (channels,): what to add to a bias, or the factors of FACTORS.
         rows: what a TABLE stores of its rows; its ``spec`` and ``scale`` are None.
         clip: the real-valued range the grid covers, (low, high), for reports.
@@ -135,6 +136,11 @@ class TensorPlan:
     error_db: float | None = None
     decided_by: tuple[str, ...] = ()
     reason: str = ""
+
+    @property
+    def bound(self) -> bool:
+        """Return True for a weight whose codes cannot be moved one by one: zeros stay, or bits depend on each other."""
+        return self.sparsity is not None or self.encoding is not None
 
     def grid(self, shape: tuple[int, ...]) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
         """Return scale and zero point for a tensor of a shape; those of blocks are repeated for every element.

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
+from qcompiler.codec.xor_weights import LEAST_BITS, MOST_BITS
 from qcompiler.errors import UsageError
 from qcompiler.sparsity import Sparsity
 
@@ -26,6 +27,7 @@ CALLABLE = re.compile(r"^[A-Za-z_][\w.]*:[A-Za-z_][\w.]*$")
 """The form of ``module:callable``."""
 
 _BITS = re.compile(r"W([1-8])A(4|8|16)", re.IGNORECASE)
+_FRACTION = re.compile(r"W(0?\.\d+|1\.0)A(4|8|16)", re.IGNORECASE)
 _BITS_FORM = "write W8A8: W and 1 to 8 for weights, A and 4, 8 or 16 for activations"
 
 
@@ -136,6 +138,8 @@ class Recipe:
         allocation: how weights below 8 bits get their widths. "mixed": ``weight_bits`` on average, each layer by
             its sensitivity; "uniform": ``weight_bits`` everywhere; "auto": as few as the floors allow; "limits":
             as "auto" if ``max_drop`` or ``max_size`` is given, else 8 bits.
+        xor_bits: stored bits a weight behind an XOR network, below 1; weights with the recipe's single bit are stored
+            so. None stores every bit.
         sparsity: how many weights become 0; None prunes nothing.
         sparse_format: how pruned weights are stored: "auto" is the smallest file; "f2f" (fixed-to-fixed streams),
             "bitmask", "delta" and "dense" are as asked where a session can decode them.
@@ -162,6 +166,7 @@ class Recipe:
     weight_bits: int = 8
     activation_bits: int = 8
     allocation: str = "limits"
+    xor_bits: float | None = None
     sparsity: Sparsity | None = None
     sparse_format: str = "auto"
     embedding_bits: tuple[int, int] | None = None
@@ -199,6 +204,7 @@ class Recipe:
             raise UsageError("fine-tuning is a search, and -O0 rules searches out; ask for -O1 or more")
         if self.weight_bits not in WEIGHT_BITS or self.activation_bits not in ACTIVATION_BITS:
             raise UsageError(f"no such widths: W{self.weight_bits}A{self.activation_bits}; {_BITS_FORM}")
+        self._check_fraction()
         for name in ("threads", "calibration_samples", "verify_samples"):
             if getattr(self, name) < 1:
                 raise UsageError(f"{name} must be at least 1, got {getattr(self, name)}")
@@ -213,6 +219,14 @@ class Recipe:
         for text in self.passes or ():
             parse_passes(text)
 
+    def _check_fraction(self) -> None:
+        if self.xor_bits is None:
+            return
+        if self.weight_bits != 1 or not LEAST_BITS <= self.xor_bits <= MOST_BITS:
+            raise UsageError(f"no such width: W{self.xor_bits}; a fraction of a bit is {LEAST_BITS} to {MOST_BITS}")
+        if self.sparsity is not None:
+            raise UsageError(f"--sparsity and W{self.xor_bits}: bits behind an XOR network have no 0; leave one out")
+
     def _check_embeddings(self) -> None:
         if self.embedding_bits is None:
             for name in ("embedding_bytes", "token_counts"):
@@ -225,9 +239,11 @@ class Recipe:
 
     @property
     def bits(self) -> str:
-        """Return the widths as they are written, such as ``W8A8``, ``W4A8:uniform`` or ``auto``."""
+        """Return the widths as they are written, such as ``W8A8``, ``W4A8:uniform``, ``W0.8A8`` or ``auto``."""
         if self.allocation == "auto":
             return "auto"
+        if self.xor_bits is not None:
+            return f"W{self.xor_bits}A{self.activation_bits}"
         below = self.weight_bits < max(WEIGHT_BITS) and self.allocation == "uniform"
         return f"W{self.weight_bits}A{self.activation_bits}{':uniform' if below else ''}"
 
@@ -262,7 +278,7 @@ def parse_bits(text: str) -> tuple[int, int]:
 
 
 def bits_fields(text: str) -> dict[str, Any]:
-    """Return the fields of a recipe that ``--bits`` sets: ``auto``, ``W4A8`` (mixed) or ``W4A8:uniform``.
+    """Return the fields of a recipe that ``--bits`` sets: ``auto``, ``W4A8`` (mixed), ``W4A8:uniform`` or ``W0.8A8``.
 
     Raises:
         UsageError: the text does not follow that form.
@@ -272,7 +288,11 @@ def bits_fields(text: str) -> dict[str, Any]:
         return {"allocation": "auto"}
     widths, colon, how = wanted.partition(":")
     if colon and how.lower() not in ("mixed", "uniform"):
-        raise UsageError(f"{text!r} is no way to give bits: write auto, W4A8 or W4A8:uniform")
+        raise UsageError(f"{text!r} is no way to give bits: write auto, W4A8, W4A8:uniform or W0.8A8")
+    fraction = _FRACTION.fullmatch(widths.strip())
+    if fraction and how.lower() in ("", "uniform"):
+        found = {"weight_bits": 1, "activation_bits": int(fraction[2]), "allocation": "uniform"}
+        return {**found, "xor_bits": float(fraction[1])}
     weights, activations = parse_bits(widths)
     mixed = weights < max(WEIGHT_BITS) and how.lower() != "uniform"
     allocation = "mixed" if mixed else "uniform"

@@ -215,6 +215,9 @@ def test_shares(text, share):
         ("W4A8", {"weight_bits": 4, "activation_bits": 8, "allocation": "mixed"}, "W4A8"),
         ("w3a4:Uniform", {"weight_bits": 3, "activation_bits": 4, "allocation": "uniform"}, "W3A4:uniform"),
         ("W8A8", {"weight_bits": 8, "activation_bits": 8, "allocation": "uniform"}, "W8A8"),
+        ("W0.8A8", {"weight_bits": 1, "activation_bits": 8, "allocation": "uniform", "xor_bits": 0.8}, "W0.8A8"),
+        ("w.6a16", {"weight_bits": 1, "activation_bits": 16, "allocation": "uniform", "xor_bits": 0.6}, "W0.6A16"),
+        ("W1.0A8", {"weight_bits": 1, "activation_bits": 8, "allocation": "uniform", "xor_bits": 1.0}, "W1.0A8"),
     ],
 )
 def test_bits_say_how_widths_are_chosen(text, fields, shown):
@@ -222,10 +225,23 @@ def test_bits_say_how_widths_are_chosen(text, fields, shown):
     assert Recipe(**fields).bits == shown
 
 
-@pytest.mark.parametrize("text", ["W4A8:random", "W4", "automatic", ":uniform"])
+@pytest.mark.parametrize("text", ["W4A8:random", "W4", "automatic", ":uniform", "W1.5A8", "W0.8", "W0.8A8:mixed"])
 def test_other_bits_are_refused(text):
     with pytest.raises(UsageError, match="write"):
         bits_fields(text)
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"xor_bits": 0.05}, "0.1 to 1.0"),
+        ({"xor_bits": 0.8, "weight_bits": 4}, "no such width: W0.8"),
+        ({"xor_bits": 0.8, "sparsity": parse_sparsity("0.5")}, "leave one out"),
+    ],
+)
+def test_a_fraction_of_a_bit_that_makes_no_sense_is_refused(fields, said):
+    with pytest.raises(UsageError, match=said):
+        Recipe(**{"weight_bits": 1, **fields})
 
 
 def test_the_last_rule_that_finds_a_name_counts():

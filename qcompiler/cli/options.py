@@ -67,8 +67,9 @@ _OPTIONS = (
         "--bits",
         metavar="WxAy|auto",
         help="Bits of weights (1 to 8) and activations (4, 8 or 16). W4A8: 4 bits on average, each layer by how much "
-        "it hurts; W4A8:uniform: 4 everywhere; auto: the smallest file that holds the floors. Default: W8A8, and "
-        "fewer only where --max-size or --max-drop asks; W8A8 rules that out.",
+        "it hurts; W4A8:uniform: 4 everywhere; W0.8A8: 0.8 bits, trained (docs/flexor.md); auto: the smallest file "
+        "that holds the floors. Default: W8A8, and fewer only where --max-size or --max-drop asks; W8A8 rules that "
+        "out.",
     ),
     _how(
         "--sparsity",

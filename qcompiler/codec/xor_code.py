@@ -19,6 +19,7 @@ anywhere at the cost of these bytes.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -140,11 +141,10 @@ class XorCode:
     @cached_property
     def network(self) -> XorNetwork:
         """Return the network: the lowest bits of SplitMix64's numbers, what is not allowed cleared, no row of zeros."""
-        rows, state = np.zeros(self.outputs, np.uint32), self.seed & _WORD
+        rows, numbers = np.zeros(self.outputs, np.uint32), split_mix(self.seed)
         for row in range(self.outputs):
             while not rows[row]:
-                state = (state + _GOLDEN) & _WORD
-                rows[row] = _mixed(state) & self._allowed(row)
+                rows[row] = next(numbers) & self._allowed(row)
         return XorNetwork(self.registers, rows)
 
     def phase(self, row: int) -> int:
@@ -171,11 +171,14 @@ def place_of(phase: int, lag: int) -> int:
     return -before * SYMBOL_BITS + bit
 
 
-def _mixed(state: int) -> int:
-    """Return a number of SplitMix64, 64 bits, from its counter.
+def split_mix(seed: int) -> Iterator[int]:
+    """Yield the numbers of SplitMix64, 64 bits each, without end.
 
     Source: Steele, Lea, Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014, figure 17.
     """
-    z = ((state ^ (state >> 30)) * _MIX_1) & _WORD
-    z = ((z ^ (z >> 27)) * _MIX_2) & _WORD
-    return z ^ (z >> 31)
+    state = seed & _WORD
+    while True:
+        state = (state + _GOLDEN) & _WORD
+        z = ((state ^ (state >> 30)) * _MIX_1) & _WORD
+        z = ((z ^ (z >> 27)) * _MIX_2) & _WORD
+        yield z ^ (z >> 31)

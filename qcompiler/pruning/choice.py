@@ -9,8 +9,9 @@ import numpy as np
 
 from qcompiler.errors import UsageError
 from qcompiler.pruning.curves import Curves
+from qcompiler.pruning.sizes import stored_bytes
 from qcompiler.quant.allocation import kilobytes
-from qcompiler.quant.sparsity import Curve, SparsitySearch, allocated, stored_bytes
+from qcompiler.quant.sparsity import Curve, SparsitySearch, allocated
 from qcompiler.sparsity import Sparsity
 from qcompiler.state import Context, State
 
@@ -103,10 +104,14 @@ def _smallest_within(
     search: SparsitySearch, limit: int, context: Context, pruned: Callable[[SparsitySearch], State]
 ) -> SparsitySearch:
     """Return the least sparsity whose file keeps to a limit."""
-    fixed = _fixed_bytes(search, context, pruned)
+    fixed, form = _fixed_bytes(search, context, pruned), context.recipe.sparse_format
+
+    def size(sparsity: float) -> int:
+        return fixed + stored_bytes(search.curves, at_sparsity(search, sparsity).shares, form)
+
     low, high = 0.0, float(np.nextafter(_most(search.curves), 0.0))
-    if fixed + stored_bytes(search.curves, at_sparsity(search, high).shares) > limit:
-        least = fixed + stored_bytes(search.curves, at_sparsity(search, high).shares)
+    least = size(high)
+    if least > limit:
         raise UsageError(
             f"--max-size {kilobytes(limit)} cannot be met by zeros: a sparsity of {100 * high:.2f} % takes "
             f"{kilobytes(least, up=True)} (of which graph, scales and biases {kilobytes(fixed, up=True)}); "
@@ -114,8 +119,7 @@ def _smallest_within(
         )
     while high - low > PRECISION:
         middle = (low + high) / 2
-        fits = fixed + stored_bytes(search.curves, at_sparsity(search, middle).shares) <= limit
-        low, high = (low, middle) if fits else (middle, high)
+        low, high = (low, middle) if size(middle) <= limit else (middle, high)
     return at_sparsity(search, high)
 
 
@@ -129,7 +133,8 @@ def _check_size(
     """Refuse a sparsity with which the file cannot keep to a limit that is asked for too."""
     if limit is None:
         return
-    size = _fixed_bytes(search, context, pruned) + stored_bytes(search.curves, search.shares)
+    codes = stored_bytes(search.curves, search.shares, context.recipe.sparse_format)
+    size = _fixed_bytes(search, context, pruned) + codes
     if size > limit:
         raise UsageError(
             f"--sparsity {asked} and --max-size {kilobytes(limit)} contradict each other: with these zeros the file "

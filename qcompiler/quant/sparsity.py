@@ -15,8 +15,6 @@ SHARES = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98, 1.0)
 STEPS = 200
 """Points of the curve from which the convex hull is taken."""
 TINY = 1e-9
-DECODING_BYTES = 400
-"""What decoding one sparse weight costs in the file, about; the gate measures the file itself."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -136,17 +134,3 @@ def allocated(curves: Sequence[Curve], sparsity: float, *, uniform: bool = False
         shares[name] = low + taken / weights
         left -= taken
     return {**fixed, **shares}
-
-
-def sparse_bytes(weights: int, zeros: int, bits: int) -> int:
-    """Return about how many bytes the codes of a weight take: a bit for the mask of each, and the codes of the rest.
-
-    Where that saves nothing, all codes are stored.
-    """
-    dense = -(-bits * weights // 8)
-    return min(dense, -(-weights // 8) + -(-bits * (weights - zeros) // 8) + DECODING_BYTES)
-
-
-def stored_bytes(curves: Sequence[Curve], shares: Mapping[str, float]) -> int:
-    """Return about how many bytes the codes of all weights take at some shares of zeros."""
-    return sum(sparse_bytes(c.weights, int(shares[c.name] * c.weights), c.bits) for c in curves)

@@ -39,7 +39,7 @@ LITTLE_DB = 0.1
 """A layer that gains less from 8-bit weights does not suffer from their rounding."""
 CLEAR_DB = 1.0
 """Where 8-bit weights everywhere gain less than this, more bits are no cure."""
-AFTER_WIDTHS = frozenset({"scale-weights", "solve-codes", "prune", "correct-bias"})
+AFTER_WIDTHS = frozenset({"scale-weights", "solve-codes", "prune", "flexor", "correct-bias"})
 """Passes that run again when a repair changes the widths of weights or how many of them are 0."""
 
 

@@ -21,6 +21,8 @@ _ON_THE_WAY = frozenset({"Cast", "Concat", "Div", "MatMul", "Mod", "Reshape"})
 _SPARSE = frozenset({"CumSum", "ScatterElements", "Xor"})
 """Operators that only the decoding of sparse weights has, from a mask, gaps or streams on."""
 _DECODING = _ON_THE_WAY | {"Add", "Gather", "Mul", "Slice", "Sub", "Transpose"}
+_CODED = _ON_THE_WAY | {"Gather", "Transpose", "Xor"}
+"""Operators between a stream of code words and the weights that they make."""
 _BYTES = frozenset({onnx.TensorProto.INT8, onnx.TensorProto.UINT8})
 _NARROW = _BYTES | {onnx.TensorProto.UINT16, onnx.TensorProto.FLOAT16}
 _FLOATS = frozenset({onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16})
@@ -52,6 +54,8 @@ def stored_bytes(result: Path, total: int) -> dict[str, int]:
 def _part(tensor: onnx.TensorProto, uses: _Uses, types: Mapping[str, int], makers: Mapping[str, str]) -> str:
     users = uses.get(tensor.name, [])
     positions = {(node.op_type, index) for node, index in users}
+    if tensor.data_type == onnx.TensorProto.UINT8 and _is_split(tensor.name, uses):
+        return PACKED
     if tensor.data_type in _BYTES and _is_sparse(tensor.name, uses, makers):
         return SPARSE
     if tensor.data_type == onnx.TensorProto.INT8:
@@ -102,6 +106,14 @@ def _is_sparse(name: str, uses: _Uses, makers: Mapping[str, str]) -> bool:
         if node.op_type in _DECODING and index < 2 and _is_sparse(node.output[0], uses, makers):
             return True
     return False
+
+
+def _is_split(name: str, uses: _Uses) -> bool:
+    """Return True for the stream behind an XOR network, and its connections: what it makes is divided by weight."""
+    return any(
+        node.op_type == "Split" or (node.op_type in _CODED and _is_split(node.output[0], uses))
+        for node, _ in uses.get(name, [])
+    )
 
 
 def _scales_codes(node: onnx.NodeProto, name: str, makers: Mapping[str, str]) -> bool:

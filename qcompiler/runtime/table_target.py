@@ -12,7 +12,7 @@ from qcompiler.runtime.ort_cpu import FLOAT_REASONS, find_rule
 
 QDQ_LOWERING = ("insert-qdq", "pad-codes", "align-channels", "insert-dynamic", "pack-weights", "pack-constants")
 """The passes that write a plan as a QDQ graph, for ONNX Runtime's CPU provider."""
-PACKED_LOWERING = ("pack-embeddings", *QDQ_LOWERING, "matmul-nbits", "sparse-encode", "pack-bits")
+PACKED_LOWERING = ("pack-embeddings", *QDQ_LOWERING, "matmul-nbits", "sparse-encode", "pack-xor", "pack-bits")
 """The same with rows of tables decoded at every lookup, and with weights packed: ONNX Runtime computes what follows
 from constants when it loads a session."""
 

@@ -82,12 +82,7 @@ def _is_narrow(name: str, state: State) -> bool:
 def _weight_unit(weight: PlannedWeight, state: State, executor: TorchExecutor) -> Unit | None:
     name = weight.entry.name
     readers = executor.readers(name)
-    if (
-        not readers
-        or weight.entry.scale is None
-        or weight.entry.sparsity is not None
-        or name not in executor.parameters
-    ):
+    if not readers or weight.entry.scale is None or weight.entry.bound or name not in executor.parameters:
         return None
     node = weight.uses[0][0]
     alone = len(weight.uses) == 1 and takes_mean_back(node, state.plan) and not scales_operands(node)

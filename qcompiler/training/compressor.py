@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from qcompiler.codec.xor_weights import XorRate
 from qcompiler.executor.binding import Binding
 from qcompiler.executor.executor import TorchExecutor
 from qcompiler.model.weights import has_row_bias
@@ -25,6 +26,7 @@ from qcompiler.training.weights import (
     planned_weight,
     start_of,
 )
+from qcompiler.training.xor import XorBits
 
 STORED = (Precision.INTEGER, Precision.DYNAMIC, Precision.WEIGHT_ONLY)
 
@@ -155,9 +157,13 @@ class LevelCompressor:
 
 
 def _trained(start: Start, parametrization: Parametrization) -> TrainedWeight:
-    """Return a weight to train; one that was pruned keeps its zeros, whatever moves the codes of others."""
-    dense = start.entry.sparsity is None or parametrization is FixedCodes
-    return parametrization(start) if dense else Sparse(start)
+    """Return a weight to train; zeros stay zeros, and code words words, whatever moves the codes of others."""
+    if parametrization is FixedCodes:
+        return parametrization(start)
+    rate = XorRate.named(start.entry.encoding)
+    if rate is not None:
+        return XorBits(start, rate)
+    return parametrization(start) if start.entry.sparsity is None else Sparse(start)
 
 
 def _precision(state: State, node: str) -> Precision:

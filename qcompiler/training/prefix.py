@@ -210,8 +210,8 @@ class PrefixWalk:
 
 
 def _alone(weight: PlannedWeight) -> bool:
-    """Return True for a weight that can be solved by itself; the zeros of a pruned one are to stay."""
-    planned = weight.entry.scale is not None and weight.entry.sparsity is None
+    """Return True for a weight that can be solved by itself, code by code."""
+    planned = weight.entry.scale is not None and not weight.entry.bound
     return weight.layout is not None and len(weight.uses) == 1 and planned
 
 

@@ -78,13 +78,13 @@ def _planes(writer: Unpacker, stored: Encrypted) -> ir.Value:
                 np.asarray([len(stored.stored), stored.geometry.segments, start + blocks]),
             )
             window = writer.node("Slice", symbols, *map(writer.constant, ends))
-        parts.append(writer.node("Gather", _table(writer, network, lag), window))
+        parts.append(writer.node("Gather", xor_table(writer, network, lag), window))
     turned = np.asarray([plane in stored.inverted for plane in stored.stored]).reshape(-1, 1, 1, 1)
     parts += [writer.constant(turned)] if turned.any() else []
     return reduce(lambda first, second: writer.node("Xor", first, second), parts)
 
 
-def _table(writer: Unpacker, network: XorNetwork, lag: int) -> ir.Value:
+def xor_table(writer: Unpacker, network: XorNetwork, lag: int) -> ir.Value:
     """Return what every byte contributes to the outputs, bool of shape (256, outputs)."""
     rows = (network.rows >> np.uint32(SYMBOL_BITS * lag)).astype(np.uint8)
     return writer.once(("xor table", rows.tobytes()), lambda: _new_table(writer, rows))

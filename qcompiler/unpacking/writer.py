@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import onnx_ir as ir
@@ -15,6 +15,7 @@ from qcompiler.codec.bits import BYTE_BITS, packed_bytes
 from qcompiler.model.edit import add_initializer, fresh_name
 from qcompiler.quant.levels import Levels
 
+_Attribute: TypeAlias = int | Sequence[int] | ir.TensorProtocol
 MIN_OPSET = 11
 """Range, CumSum and ScatterElements begin here."""
 LONGEST_INDEX = 14
@@ -137,12 +138,18 @@ class Unpacker:
         shifted = self.node("Div", whole, shifts) if count > 1 else whole
         return self.node("Mod", shifted, self.constant(np.asarray(1 << width, dtype)))
 
-    def node(self, op_type: str, *inputs: ir.Value, **attributes: int | ir.TensorProtocol) -> ir.Value:
+    def node(self, op_type: str, *inputs: ir.Value, **attributes: _Attribute) -> ir.Value:
         """Return the output of a new node; equal names of both, and short ones, keep the file small."""
-        made = ir.node(op_type, list(inputs), attributes=attributes or None, name=self._name())
-        made.outputs[0].name = made.name
+        return self.outputs(1, op_type, *inputs, **attributes)[0]
+
+    def outputs(self, count: int, op_type: str, *inputs: ir.Value, **attributes: _Attribute) -> Sequence[ir.Value]:
+        """Return the outputs of a new node, of which the first has its name."""
+        name = self._name()
+        made = ir.node(op_type, list(inputs), attributes=attributes or None, name=name, num_outputs=count)
+        for number, value in enumerate(made.outputs):
+            value.name = self._name() if number else name
         self.nodes.append(made)
-        return made.outputs[0]
+        return made.outputs
 
     def constant(self, array: NDArray[Any]) -> ir.Value:
         """Return a constant; equal ones are stored once."""

@@ -44,6 +44,7 @@ BEFORE: dict[str, tuple[str, ...]] = {
     "calibrate": ("fold-batch-norm", "place", "observe", "scale-weights"),
     "solve-codes": ("fold-batch-norm", "place", "observe", "scale-weights"),
     "prune": ("fold-batch-norm", "place", "observe", "scale-weights"),
+    "flexor": ("fold-batch-norm", "place", "observe", "scale-weights"),
     "correct-bias": ("fold-batch-norm", *PLANNING),
     "solve-on-prefix": BEFORE_LOWERING,
     "clip-round-search": BEFORE_LOWERING,
@@ -59,6 +60,7 @@ BEFORE: dict[str, tuple[str, ...]] = {
     "matmul-nbits": BEFORE_LOWERING,
     "pack-weights": BEFORE_LOWERING,
     "sparse-encode": (*BEFORE_LOWERING, "insert-qdq"),
+    "pack-xor": (*BEFORE_LOWERING, "flexor", "insert-qdq"),
     "pack-bits": (*BEFORE_LOWERING, "insert-qdq"),
     "pack-constants": BEFORE_LOWERING,
 }
@@ -155,6 +157,8 @@ FOR = {
     "raise-opset": ("qnn", "W8A16"),
     "store-int4": ("qnn", "W4A8"),
     "pack-bits": ("x86", "W4A8"),
+    "flexor": ("x86", "W0.8A8"),
+    "pack-xor": ("x86", "W0.8A8"),
 }
 """Pass -> the target that wants it, and the widths that do; all others are tried for ``x86``."""
 

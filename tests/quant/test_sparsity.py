@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from qcompiler.errors import UsageError
-from qcompiler.quant.sparsity import SHARES, Curve, SparsitySearch, allocated, sparse_bytes, stored_bytes
+from qcompiler.quant.sparsity import SHARES, Curve, SparsitySearch, allocated
 
 
 def curve(name, weights=1000, slope=1.0, power=3.0, fixed=None):
@@ -77,14 +77,6 @@ def test_a_layer_without_any_effect_is_pruned_first():
     dead = Curve(name="dead", weights=100, bits=8, errors=(0.0,) * len(SHARES))
     shares = allocated((dead, curve("live", 100)), 0.4)
     assert shares["dead"] > 0.79
-
-
-def test_bytes_are_the_mask_and_what_is_left_and_never_more_than_dense():
-    assert sparse_bytes(80_000, 40_000, 8) == 10_000 + 40_000 + 400
-    assert sparse_bytes(80_000, 40_000, 4) == 10_000 + 20_000 + 400
-    assert sparse_bytes(80_000, 100, 8) == 80_000
-    shares = dict.fromkeys("abcd", 0.5)
-    assert stored_bytes(CURVES, shares) == sum(sparse_bytes(c.weights, c.weights // 2, 8) for c in CURVES)
 
 
 def test_losses_follow_the_errors_between_the_points_and_rise_from_zero():
