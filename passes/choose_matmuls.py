@@ -24,8 +24,6 @@ from qcompiler.state import Context, Fact, State
 MEASURING_EFFORT = 2
 EVEN = 1.05
 """Costs whose ratio is below this are the same: measurements repeat to about so much."""
-CLEAR_DB = 0.1
-"""A model answers better by more than this; below, fixed grids are taken, which save finding others at every run."""
 _UNDONE = frozenset({Fact.PLACEMENT, Fact.RANGES, Fact.WEIGHT_SCALES})
 DYNAMIC, STATIC = MatMulForm(Precision.DYNAMIC), MatMulForm(Precision.INTEGER)
 TOKEN_RANK = 3
@@ -53,8 +51,7 @@ class ChooseMatmuls:
     point; from -O2 on, and where the target is this machine, the forms themselves are timed, interleaved.
 
     Products stay on grids found at run time unless a blockwise form wins by a margin. Where a fixed grid costs no more,
-    which of the two is left to the model: the one that answers better on the acceptance samples, and the fixed one if
-    neither does so clearly.
+    which of the two is left to the model: the one that answers better on the acceptance samples.
 
     Attributes:
         win: share of the cost by which a blockwise form must be below the one that is left.
@@ -129,7 +126,7 @@ def _settled(state: State, found: Sequence[_Priced], context: Context) -> tuple[
         plan = with_form(plan, name, STATIC)
     levels = [context.trial(replace(state, plan=p, facts=state.facts - _UNDONE)) for p in (state.plan, plan)]
     metrics = (Metric("trial with run-time grids", levels[0], "dB"), Metric("trial with fixed grids", levels[1], "dB"))
-    return (plan if levels[1] > levels[0] - CLEAR_DB else state.plan), metrics
+    return (plan if levels[1] > levels[0] else state.plan), metrics
 
 
 def _eligible(node: ir.Node, context: Context) -> bool:
