@@ -10,6 +10,7 @@ import onnx
 import pytest
 
 from qcompiler.codec.xor_weights import XorRate
+from qcompiler.decoding import differing_constant
 from qcompiler.errors import UsageError
 from qcompiler.model.save import save_model
 from qcompiler.plan import CompressionPlan, Role
@@ -197,3 +198,17 @@ def test_one_stream_and_one_split_for_all_weights():
     ops = Counter(node.op_type for node in model.graph.node)
     assert ops["Split"] == 1
     assert ops["Xor"] == 2
+
+
+def test_what_was_written_is_held_against_the_plan():
+    """The checks of the pipeline decode the stream again, whichever way Split is told its lengths."""
+    for opset in (12, 17):
+        proto = conv_and_gemm()
+        proto.opset_import[0].version = opset
+        state, where = coded(proto)
+        model = lowered(state, where).model
+        assert differing_constant(state.model, model, state.plan) == ""
+        entry = state.plan.tensors["w"]
+        other = replace(entry, codes=entry.codes[::-1].copy())
+        wrong = differing_constant(state.model, model, state.plan.with_tensors(other))
+        assert "'w'" in wrong
