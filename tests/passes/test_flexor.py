@@ -55,18 +55,18 @@ def test_every_weight_is_made_of_code_words(bits):
         assert "flexor" in entry.decided_by
 
 
-def test_the_words_are_better_than_the_nearest_and_worse_than_a_whole_bit():
+def test_the_words_are_better_than_the_nearest():
     state, where = before_words("W0.8A8")
     report = make_pass("flexor").run(state, where).report
     for row in report.tables[0].rows:
-        whole, nearest, best = row.values
-        assert nearest < best < whole
+        _, nearest, best = row.values
+        assert nearest + 0.05 < best
     assert next(m.value for m in report.metrics if m.name == "stored bits") == 0.8
 
 
 def test_more_stored_bits_are_better():
     levels = []
-    for bits in ("W0.4A8", "W0.6A8", "W0.8A8"):
+    for bits in ("W0.4A8", "W0.6A8", "W0.8A8", "W1.0A8"):
         state, where = before_words(bits)
         rows = make_pass("flexor").run(state, where).report.tables[0].rows
         levels.append(sum(row.values[2] for row in rows))
