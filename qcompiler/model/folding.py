@@ -33,8 +33,20 @@ def _folded(value: ir.Value | None, known: dict[ir.Value, _Array | None]) -> _Ar
         if found is not None or node is None or operator is None or value is None:
             return found
         inputs = [array for v in node.inputs if (array := _folded(v, known)) is not None]
-        known[value] = _computed(operator, inputs, node) if len(inputs) == len(node.inputs) else None
+        whole = _computed(operator, inputs, node) if len(inputs) == len(node.inputs) else None
+        known[value] = _part(whole, inputs, node, value) if node.op_type == "Split" and whole is not None else whole
     return known[value]
+
+
+def _part(whole: _Array, inputs: list[_Array], node: ir.Node, value: ir.Value) -> _Array | None:
+    """Return what of an array one of the outputs of its Split holds."""
+    stated = node.attributes.get("split")
+    lengths = inputs[1].tolist() if len(inputs) > 1 else list(stated.as_ints()) if stated is not None else []
+    if sum(lengths) != len(whole) or "axis" in node.attributes:
+        return None
+    number = next(n for n, output in enumerate(node.outputs) if output is value)
+    start = sum(lengths[:number])
+    return whole[start : start + lengths[number]]
 
 
 def _computed(operator: _Operator, inputs: list[_Array], node: ir.Node) -> _Array | None:
@@ -113,6 +125,7 @@ _OPERATORS: dict[str, _Operator] = {
     "Reshape": lambda inputs, _: inputs[0].reshape(inputs[1].tolist()),
     "ScatterElements": _scattered,
     "Slice": _slice,
+    "Split": lambda inputs, _: inputs[0],
     "Sub": lambda inputs, _: inputs[0] - inputs[1],
     "Transpose": _transposed,
     "Xor": lambda inputs, _: np.logical_xor(inputs[0], inputs[1]),

@@ -10,6 +10,7 @@ import onnx
 import pytest
 
 from qcompiler.codec.xor_weights import XorRate
+from qcompiler.decoding import differing_constant
 from qcompiler.errors import UsageError
 from qcompiler.model.save import save_model
 from qcompiler.plan import CompressionPlan, Role
@@ -54,18 +55,18 @@ def test_every_weight_is_made_of_code_words(bits):
         assert "flexor" in entry.decided_by
 
 
-def test_the_words_are_better_than_the_nearest_and_worse_than_a_whole_bit():
+def test_the_words_are_better_than_the_nearest():
     state, where = before_words("W0.8A8")
     report = make_pass("flexor").run(state, where).report
     for row in report.tables[0].rows:
-        whole, nearest, best = row.values
-        assert nearest < best < whole
+        _, nearest, best = row.values
+        assert nearest + 0.05 < best
     assert next(m.value for m in report.metrics if m.name == "stored bits") == 0.8
 
 
 def test_more_stored_bits_are_better():
     levels = []
-    for bits in ("W0.4A8", "W0.6A8", "W0.8A8"):
+    for bits in ("W0.4A8", "W0.6A8", "W0.8A8", "W1.0A8"):
         state, where = before_words(bits)
         rows = make_pass("flexor").run(state, where).report.tables[0].rows
         levels.append(sum(row.values[2] for row in rows))
@@ -197,3 +198,17 @@ def test_one_stream_and_one_split_for_all_weights():
     ops = Counter(node.op_type for node in model.graph.node)
     assert ops["Split"] == 1
     assert ops["Xor"] == 2
+
+
+def test_what_was_written_is_held_against_the_plan():
+    """The checks of the pipeline decode the stream again, whichever way Split is told its lengths."""
+    for opset in (12, 17):
+        proto = conv_and_gemm()
+        proto.opset_import[0].version = opset
+        state, where = coded(proto)
+        model = lowered(state, where).model
+        assert differing_constant(state.model, model, state.plan) == ""
+        entry = state.plan.tensors["w"]
+        other = replace(entry, codes=entry.codes[::-1].copy())
+        wrong = differing_constant(state.model, model, state.plan.with_tensors(other))
+        assert "'w'" in wrong

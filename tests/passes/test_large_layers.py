@@ -62,7 +62,7 @@ def test_a_session_decodes_large_weights(count, form):
     assert np.array_equal(decoded(weight, form).view(np.uint8), numbers)
 
 
-@pytest.mark.parametrize(("form", "weights"), [(BITMASK, 230_000_000), (DELTA, 700_000_000)])
+@pytest.mark.parametrize(("form", "weights"), [(BITMASK, 250_000_000), (DELTA, 700_000_000)])
 def test_what_takes_too_much_memory_to_decode_is_known_before(form, weights):
     """By the reckoning alone: nothing of that size is made."""
     few = SparseWeight("w", codes(1000, 0.9), numbering(8, None))
