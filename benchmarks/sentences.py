@@ -112,7 +112,9 @@ def compiled(setting: Setting, seed: int, data: Path, folder: Path) -> Path | No
     if kept.is_file():
         return kept
     words = ["--target", "x86", *setting.words, NO_FLOOR, "--calibration-samples", str(CALIBRATION)]
-    words += ["--token-counts", str(folder / "counts.npy"), "--seed", str(seed)]
+    words += ["--seed", str(seed)]
+    if "--embedding-bits" in setting.words:
+        words += ["--token-counts", str(folder / "counts.npy")]
     if setting.recipe:
         recipe = folder / f"{setting.name}.toml"
         recipe.write_text(setting.recipe, encoding="utf-8")
