@@ -98,7 +98,7 @@ RETRAINING = ("fine-tune",)
 TRAINING = ("solve-on-prefix", *RETRAINING)
 """What ``--fine-tune`` adds behind all of these, but for what is there already."""
 
-TRAINING_WORDS = ("fine-tune{rate=0.012,rounds=1}",)
+TRAINING_WORDS = ("fine-tune{rate=0.012,rounds=1,rows=32}",)
 """The same where weights are code words: these have further to go, and are no problem for solvers of single codes."""
 
 SETTLING = frozenset({"correct-bias"})
