@@ -76,7 +76,7 @@ PASSES = ",".join((*WITH_DATA, "solve-on-prefix"))
 
 
 def _limited(size: str, bits: str, recipe: str = "") -> Setting:
-    words = ("--max-size", f"{size}MB", "--embedding-bits", bits, "--passes", PASSES)
+    words: tuple[str, ...] = ("--max-size", f"{size}MB", "--embedding-bits", bits, "--passes", PASSES)
     if recipe:
         words += NO_FASTER
     return Setting(size, f"at most {size} MB" + (", weights alone" if recipe else ""), words, recipe)
