@@ -69,8 +69,9 @@ class AllocateBits:
         if not state.row_searches and _fits_already(recipe, fixed, layers, widths):
             note = f"{FULL} bits everywhere keep to the size limit"
             return PassResult(state, replace(nothing, notes=(note,)))
-        found = sensitivities(state, layers, widths, context if self.measured else replace(context, calibration=None))
-        search, state = _with_tables(_search(found, fixed), state, context)
+        seen = context if self.measured else replace(context, calibration=None)
+        found = sensitivities(state, layers, widths, seen)
+        search, state = _with_tables(_search(found, fixed), state, seen)
         search = _chosen(search, state, context)
         report = self._report(search, found, context)
         kinds = sublayers(state.model)

@@ -102,3 +102,9 @@ def test_what_is_prescribed_is_not_traded(asked):
 def test_without_samples_the_share_of_the_tables_stays():
     state, where = decided(tokens_net())
     assert table_trade(state, replace(where, calibration=None)) is None
+
+
+def test_unmeasured_layers_are_not_traded_against_measured_tables():
+    state, where = decided(tokens_net())
+    after = run_passes(state, where, "allocate-bits{measured=false}")
+    assert after.plan.tensors["w"].rows is state.plan.tensors["w"].rows
