@@ -98,7 +98,7 @@ class FineTune:
             progress=lambda step: context.progress("fine-tuning", step, steps),
             finished=lambda: context.budget.spent() or (seconds > 0 and time.monotonic() - started > seconds),
         )
-        rounds = Rounds(setup, LevelCompressor(state, setup.executor), self.period)
+        rounds = Rounds(setup, LevelCompressor(state, setup.executor, train_tables=True), self.period)
         rounds.run(task, min(self.rounds, steps))
         found = replace(state, plan=rounds.compressor.planned(state.plan))
         before, after = rounds.distances[0], held_out_distance(setup, binding_of(found, setup.executor))
@@ -116,7 +116,8 @@ class FineTune:
         from qcompiler.training.compressor import LevelCompressor
         from qcompiler.training.driver import fine_tune
 
-        record = fine_tune(setup.executor, LevelCompressor(state, setup.executor), self.period, task)
+        probe = LevelCompressor(state, setup.executor, train_tables=True)
+        record = fine_tune(setup.executor, probe, self.period, task)
         each = record.seconds / max(record.steps, 1)
         return max(MIN_STEPS, int((seconds - record.seconds) / max(each, 1e-6)))
 

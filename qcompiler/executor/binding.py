@@ -129,8 +129,9 @@ Decoded = dict[str, tuple[TensorPlan, torch.Tensor]]
 def binding_of(state: State, executor: TorchExecutor, decoded: Decoded | None = None) -> Binding:
     """Return the simulation of a planned state: what its lowered graph computes, in float arithmetic.
 
-    Weights are decoded from their planned codes, activations take the values of their grids wherever the lowered
-    graph has a QuantizeLinear, biases have their corrections, and what is quantized at run time is so row by row.
+    Weights and tables are decoded from their planned codes, activations take the values of their grids wherever the
+    lowered graph has a QuantizeLinear, biases have their corrections, and what is quantized at run time is so row by
+    row.
     Values whose scale is still missing stay float.
 
     Args:
@@ -204,18 +205,20 @@ class _Simulation:
         for entries in stored.values():
             for entry in entries.values():
                 if entry.name not in parameters:
-                    parameters[entry.name] = self._weight(entry)
+                    parameters[entry.name] = self._weight(entry, decoded_weight)
         for node, entries in stored.items():
             for index, value in enumerate(node.inputs):
                 name = value.name or "" if value is not None else ""
                 if name in parameters and index not in entries:  # shared with a node that keeps it in float
                     inputs.setdefault(node.name or "", {})[index] = _Instead(self._executor.parameters[name])
+        for entry in planned_tables(self._plan, self._executor):
+            parameters[entry.name] = self._weight(entry, decoded_table)
         return parameters, inputs
 
-    def _weight(self, entry: TensorPlan) -> torch.Tensor:
+    def _weight(self, entry: TensorPlan, decode: Callable[[TensorPlan, TorchExecutor], torch.Tensor]) -> torch.Tensor:
         known, weight = self._decoded.get(entry.name, (None, None))
         if weight is None or known is not entry:
-            weight = decoded_weight(entry, self._executor)
+            weight = decode(entry, self._executor)
             self._decoded[entry.name] = entry, weight
         return weight
 
@@ -251,6 +254,24 @@ def activation_grid(entry: TensorPlan, executor: TorchExecutor) -> FakeQuantize:
     zero = 0 if entry.zero_point is None else int(entry.zero_point)
     scale = torch.tensor(float(entry.scale), dtype=torch.float32, device=executor.device)
     return FakeQuantize(scale, float(first - zero), float(last - zero))
+
+
+def planned_tables(plan: CompressionPlan, executor: TorchExecutor) -> tuple[TensorPlan, ...]:
+    """Return the tables of an executor's model that are planned in rows; all readers see what their codes stand for."""
+    tables = (t for t in plan.tensors.values() if t.role is Role.TABLE and t.rows is not None)
+    return tuple(t for t in tables if t.name in executor.parameters)
+
+
+def decoded_table(entry: TensorPlan, executor: TorchExecutor) -> torch.Tensor:
+    """Return a planned table decoded from its rows, in the type of the float table.
+
+    Raises:
+        QCompileError: the entry has no rows.
+    """
+    if entry.rows is None:
+        raise QCompileError(f"table '{entry.name}' is planned without rows")
+    table = executor.parameters[entry.name]
+    return torch.tensor(entry.rows.decode(), dtype=table.dtype, device=table.device)
 
 
 def decoded_weight(entry: TensorPlan, executor: TorchExecutor) -> torch.Tensor:

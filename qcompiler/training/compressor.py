@@ -11,12 +11,13 @@ import torch
 from torch import Tensor
 
 from qcompiler.codec.xor_weights import XorRate
-from qcompiler.executor.binding import Binding
+from qcompiler.executor.binding import Binding, planned_tables
 from qcompiler.executor.executor import TorchExecutor
 from qcompiler.model.weights import has_row_bias
 from qcompiler.plan import CompressionPlan, Precision, Role, TensorPlan
 from qcompiler.state import State
 from qcompiler.training.sparse import Sparse
+from qcompiler.training.tables import TrainedRows
 from qcompiler.training.weights import (
     FixedCodes,
     Parametrization,
@@ -60,7 +61,7 @@ class Compressor(Protocol):
 
 
 class LevelCompressor:
-    """Weights on the levels of their plan, with trained scales, and the biases of their layers.
+    """Weights on the levels of their plan, with trained scales, and the biases of their layers; tables if asked for.
 
     Weights are trained in units of their scale, so that a learning rate is a share of a grid step whatever the
     layer. They start as near to the float weights as the planned codes allow, so what a solver found is the start.
@@ -71,9 +72,10 @@ class LevelCompressor:
         parametrization: how weights choose among their levels.
         nodes: train only what these nodes and no others read; None for all.
         train_biases: also train the biases, which the plan stores as corrections.
+        train_tables: also train what the codes of embedding rows stand for.
 
     Attributes:
-        fixed_codes: train scales and biases alone.
+        fixed_codes: train scales, biases and tables alone.
     """
 
     def __init__(
@@ -84,6 +86,7 @@ class LevelCompressor:
         parametrization: Parametrization = StraightThrough,
         nodes: Collection[str] | None = None,
         train_biases: bool = True,
+        train_tables: bool = False,
     ) -> None:
         self._executor, self._start, self.fixed_codes = executor, state.plan, False
         stored = [n for n in executor.model.graph if _precision(state, n.name or "") in STORED]
@@ -96,6 +99,8 @@ class LevelCompressor:
             for t in entries
             if t.scale is not None and t.name in executor.parameters
         }
+        tables = planned_tables(state.plan, executor) if train_tables else ()
+        self._tables = {t.name: TrainedRows(t, executor.device) for t in tables}
         self._biases: dict[str, tuple[Tensor, Tensor]] = {}
         for node in inside if train_biases else ():
             value = node.inputs[1] if len(node.inputs) > 1 else None
@@ -114,10 +119,11 @@ class LevelCompressor:
         return shift.requires_grad_(), unit
 
     def leaves(self) -> Sequence[Tensor]:
-        """Return the leaves of all weights, then the shifts of biases; with ``fixed_codes`` of scales and biases."""
+        """Return the leaves of weights, the shifts of biases, and the leaves of tables; see ``fixed_codes``."""
         kept = slice(-1, None) if self.fixed_codes else slice(None)
         weights = [leaf for w in self._weights.values() for leaf in w.leaves()[kept]]
-        return [*weights, *(shift for shift, _ in self._biases.values())]
+        tables = [leaf for table in self._tables.values() for leaf in table.leaves()]
+        return [*weights, *(shift for shift, _ in self._biases.values()), *tables]
 
     def compressed(self, base: Binding) -> Binding:
         """Return a binding whose weights are on their levels."""
@@ -139,7 +145,8 @@ class LevelCompressor:
 
     def _bound(self, base: Binding, weights: Mapping[str, Tensor]) -> Binding:
         biases = {node: shift * unit for node, (shift, unit) in self._biases.items()}
-        return replace(base, parameters={**base.parameters, **weights}, biases={**base.biases, **biases})
+        tables = {name: table.decoded() for name, table in self._tables.items()}
+        return replace(base, parameters={**base.parameters, **weights, **tables}, biases={**base.biases, **biases})
 
     def project(self) -> None:
         """Move every weight to its level."""
@@ -149,6 +156,7 @@ class LevelCompressor:
     def planned(self, plan: CompressionPlan) -> CompressionPlan:
         """Return the plan with the trained codes, scales and bias corrections."""
         entries = [planned_weight(w) for w in self._weights.values()]
+        entries += [table.planned() for table in self._tables.values()]
         for node, (shift, unit) in self._biases.items():
             before = plan.tensors.get(f"{node}:bias") or TensorPlan(name=f"{node}:bias", role=Role.BIAS)
             correction = (shift * unit).detach().cpu().numpy().astype(np.float64)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from qcompiler.errors import QCompileError
 from qcompiler.executor.batching import Axes, Axis, row_count
-from qcompiler.executor.binding import Binding, binding_of
+from qcompiler.executor.binding import Binding, Decoded, binding_of
 from qcompiler.executor.executor import Step
 from qcompiler.executor.loss import ROWS_AT_ONCE
 from qcompiler.executor.setup import SearchSetup
@@ -75,6 +75,7 @@ class PrefixWalk:
         limit: multiply-accumulates that a solver may take on one layer.
         records: of the layers that were done.
         notes: what had to be given up, in words.
+        decoded: weights of the compressed model, of which a layer changes one.
     """
 
     setup: SearchSetup
@@ -85,6 +86,7 @@ class PrefixWalk:
     limit: float = 3e11
     records: list[LayerRecord] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    decoded: Decoded = field(default_factory=dict)
 
     def run(self, state: State) -> State:
         """Return the state with the best of every layer; a budget that is spent leaves the rest as it was.
@@ -104,7 +106,7 @@ class PrefixWalk:
             if self.context.budget.spent():
                 self.notes.append(f"layers from '{executor.steps[place].name}' on are as they were")
                 break
-            binding = binding_of(state, executor)
+            binding = binding_of(state, executor, self.decoded)
             self._advance(streams, before, place, binding)
             before = place
             state = self._solved(state, weights[executor.steps[place].name], executor.steps[place], streams)
@@ -140,7 +142,7 @@ class PrefixWalk:
 
     def _solved(self, state: State, weight: PlannedWeight, step: Step, streams: Sequence[Streams]) -> State:
         """Return the state with the best codes of a layer, and with the bias that goes with them."""
-        binding = binding_of(state, self.setup.executor)
+        binding = binding_of(state, self.setup.executor, self.decoded)
         centered = takes_mean_back(weight.uses[0][0], state.plan)
         search, held = (self._moments(s, weight, step, binding, centered) for s in streams)
         exact, levels = weight.rows(), _levels(weight)

@@ -1,0 +1,90 @@
+"""Trained tables: they start at what their codes stand for, and training changes what that is, not the codes."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from qcompiler.errors import QCompileError  # noqa: E402
+from qcompiler.executor.binding import binding_of  # noqa: E402
+from qcompiler.executor.executor import TorchExecutor  # noqa: E402
+from qcompiler.executor.setup import prepare_search  # noqa: E402
+from qcompiler.plan import Role, TensorPlan  # noqa: E402
+from qcompiler.registry import make_pass  # noqa: E402
+from qcompiler.row_codes import RowKind  # noqa: E402
+from qcompiler.state import Fact  # noqa: E402
+from qcompiler.training.measure import held_out_distance  # noqa: E402
+from qcompiler.training.tables import TrainedRows  # noqa: E402
+from tests.compiling import context, outputs, run_passes, start  # noqa: E402
+from tests.passes.tables import ROWS, made_codes, planned, sentence_data, sentence_net  # noqa: E402
+
+CPU = torch.device("cpu")
+MIXED = np.random.default_rng(0).integers(0, 4, ROWS).astype(np.uint8)
+CASES = [
+    (RowKind.PRODUCT, MIXED, 1),
+    (RowKind.PRODUCT, np.zeros(ROWS, np.uint8), 1),
+    (RowKind.BINARY, MIXED, 1),
+    (RowKind.BINARY, np.full(ROWS, 2, np.uint8), 4),
+    (RowKind.GRID, np.full(ROWS, 4, np.uint8), 1),
+]
+
+
+@pytest.mark.parametrize(("kind", "bits", "groups"), CASES)
+def test_training_starts_at_the_table_and_leaves_it_where_nothing_moves(kind, bits, groups):
+    codes = made_codes(kind, bits, groups=groups)
+    trained = TrainedRows(TensorPlan(name="w", role=Role.TABLE, rows=codes, reason="chosen"), CPU)
+    assert trained.decoded().detach().numpy() == pytest.approx(codes.decode(), rel=1e-5, abs=1e-5)
+    found = trained.planned()
+    assert np.array_equal(found.rows.decode(), codes.decode())
+    assert found.reason == "chosen; trained"
+
+
+@pytest.mark.parametrize(("kind", "bits", "groups"), CASES)
+def test_the_plan_stores_what_was_trained(kind, bits, groups):
+    codes = made_codes(kind, bits, groups=groups)
+    trained = TrainedRows(TensorPlan(name="w", role=Role.TABLE, rows=codes), CPU)
+    with torch.no_grad():
+        for leaf in trained.leaves():
+            leaf += 0.1 * torch.randn(leaf.shape, generator=torch.Generator().manual_seed(1))
+    found = trained.planned().rows
+    assert not np.allclose(found.decode(), codes.decode(), atol=1e-2)
+    assert trained.decoded().detach().numpy() == pytest.approx(found.decode(), rel=3e-3, abs=3e-3)
+    assert all(np.array_equal(a, b) for a, b in zip(found.planes, codes.planes, strict=True))
+    if kind is RowKind.PRODUCT:
+        assert not found.tables[1:, 0].any(), "a row without a plane would get something from it"
+
+
+def test_a_table_without_rows_is_refused():
+    with pytest.raises(QCompileError, match="without rows"):
+        TrainedRows(TensorPlan(name="w", role=Role.TABLE), CPU)
+
+
+def test_the_simulation_reads_the_rows_that_the_lowered_graph_decodes():
+    state = planned(sentence_net(), {"w": made_codes(RowKind.PRODUCT, MIXED)})
+    executor, feeds = TorchExecutor(state.model), sentence_data()[0]
+    (wanted,) = outputs(run_passes(state, context("x86", sentence_data()), "pack-embeddings").model, feeds)
+    given = {name: torch.tensor(array) for name, array in feeds.items()}
+    found = executor.run(given, binding=binding_of(state, executor))["y"].numpy()
+    assert found == pytest.approx(wanted, rel=1e-5, abs=1e-5)
+    assert found != pytest.approx(outputs(state.model, feeds)[0], rel=1e-2, abs=1e-2)
+
+
+def test_fine_tuning_brings_a_table_of_few_bits_nearer_to_the_float_model():
+    where = context("x86", sentence_data(count=48))
+    where = replace(
+        where, acceptance=sentence_data(seed=9, count=16), recipe=replace(where.recipe, embedding_bits=(1, 1))
+    )
+    state = run_passes(start(sentence_net()), where, "place", "embedding-bits", "scale-weights")
+    state = replace(state, facts=state.facts | {Fact.RANGES})
+    result = make_pass("fine-tune{steps=80,rate=0.02,augment=false}").run(state, where)
+    before, after = state.plan.tensors["w"].rows, result.state.plan.tensors["w"].rows
+    assert result.report.changed
+    assert not np.array_equal(before.tables, after.tables)
+    assert np.array_equal(before.planes[0], after.planes[0])
+    setup = prepare_search(state, where)
+    distances = [held_out_distance(setup, binding_of(s, setup.executor)) for s in (state, result.state)]
+    assert distances[1] < 0.9 * distances[0]
