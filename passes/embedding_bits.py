@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from qcompiler.errors import ModelError, UsageError
 from qcompiler.lookups import Table, count_readings, find_tables, fitted_counts, read_counts
 from qcompiler.model.edit import constant_of
+from qcompiler.model.weights import weight_operands
 from qcompiler.plan import CompressionPlan, NodePlan, Precision, Role, TensorPlan
 from qcompiler.protocols import PassKind, PassResult
 from qcompiler.quant.row_bits import (
@@ -23,8 +24,17 @@ from qcompiler.quant.row_bits import (
 )
 from qcompiler.records import Metric, PassReport, Skip
 from qcompiler.row_codes import GRID_BITS, RowCodes, RowKind
-from qcompiler.row_search import RowProblem, RowSearch, candidates, grid_block, grid_codes, lost_share
+from qcompiler.row_search import (
+    RowProblem,
+    RowSearch,
+    candidates,
+    grid_block,
+    grid_codes,
+    lost_share,
+    with_transform,
+)
 from qcompiler.state import Context, Fact, State
+from qcompiler.unpacking.writer import MIN_OPSET
 
 if TYPE_CHECKING:
     from qcompiler.executor.lookup_metric import LookupMetric
@@ -36,6 +46,8 @@ CODES = ("auto", *RowKind)
 ALLOCATIONS = ("rows", "clusters")
 _GRAPH_BYTES = 2500
 """What the operators that decode one table take in the file, names and tables of signs among them."""
+TRANSFORM_WORK = 0.02
+"""What multiplying a row by its transform may take, as a share of the numbers that the layers of a model have."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +68,8 @@ class EmbeddingBits:
             bits for all rows); "auto" takes grids where all rows have 2, 4 or 8 bits, else vectors.
         allocation: "rows" (the optimum) or "clusters" (the paper's).
         max_error: share of the weighted power of the rows that may be lost; 0 goes by bytes.
+        transform: mix the columns of vectors by a matrix where that saves more bytes than it takes, and where the
+            product is little work against the layers of the model.
         measured: measure gradients with PyTorch; False takes errors of all columns and rows as alike.
     """
 
@@ -67,6 +81,7 @@ class EmbeddingBits:
     codes: str = "auto"
     allocation: str = "rows"
     max_error: float = 0.0
+    transform: bool = True
     measured: bool = True
 
     def __post_init__(self) -> None:
@@ -96,7 +111,8 @@ class EmbeddingBits:
             return PassResult(state, replace(report, skipped=skipped, notes=(none,)))
         counts = _counts(state, context, tables)
         measured, notes = self._measured(state, context, tables)
-        work = _Work(self, context, sum(t.shape[0] * t.shape[1] for t in tables))
+        numbers = sum(t.shape[0] * t.shape[1] for t in tables)
+        work = _Work(self, context, numbers, _layer_numbers(state) if self.transform and _mixes(state) else 0)
         done = [work.decide(t, counts[t.name], measured.get(t.name)) for t in tables]
         searches = tuple(d.search for d in done if d.search is not None)
         plan = state.plan
@@ -140,11 +156,17 @@ class _Decision:
 
 @dataclass(frozen=True, slots=True)
 class _Work:
-    """The tables of one model, of which each gets its share of the bytes."""
+    """The tables of one model, of which each gets its share of the bytes.
+
+    Attributes:
+        numbers: of all tables.
+        layer_numbers: of the weights of layers, 0 where no table may have a transform.
+    """
 
     options: EmbeddingBits
     context: Context
     numbers: int
+    layer_numbers: int
 
     def decide(self, table: Table, counts: NDArray[np.float64], found: LookupMetric | None) -> _Decision:
         """Return the codes of a table.
@@ -170,6 +192,8 @@ class _Work:
         def watch(number: int, total: int) -> None:
             self.context.progress(f"coding rows of {table.name}", number, total)
 
+        if columns**2 <= TRANSFORM_WORK * self.layer_numbers:
+            problem = with_transform(problem)
         search = RowSearch(table.name, candidates(problem, fewest, most, watch), _GRAPH_BYTES)
         return self._rows(table, problem, search)
 
@@ -200,6 +224,8 @@ class _Work:
         clusters = geometric_bits(problem.importance, found.losses, found.row_bytes, found.first, rows_only)
         chosen = best if self.options.allocation == "rows" else clusters
         notes = tuple(_described(search, name, a) for name, a in (("rows one by one", best), ("clusters", clusters)))
+        if found.transform is not None:
+            notes += (f"{table.name}: columns are mixed by a matrix of 4-bit integers, multiplied by the rows read",)
         done = self._finished(table, problem, found.codes(chosen.bits), search.describe(chosen.bits), notes)
         return replace(done, search=search if self._open() else None)
 
@@ -252,6 +278,23 @@ def _described(search: RowSearch, name: str, found: RowAllocation) -> str:
     if found.sizes or not power:
         return text
     return f"{text} (no allocation of so many bytes loses less than {max(found.bound, 0.0) / power:.4g})"
+
+
+def _mixes(state: State) -> bool:
+    """Return True if the model's operators can unpack a transform."""
+    return state.model.opset_imports.get("", 1) >= MIN_OPSET
+
+
+def _layer_numbers(state: State) -> int:
+    """Return how many numbers the layers of a model have, which is how often they multiply for one position."""
+    arrays = [
+        constant_of(value)
+        for node in state.model.graph
+        if node.op_type != "Gather"
+        for index in weight_operands(node)
+        if (value := node.inputs[index]) is not None
+    ]
+    return sum(array.size for array in arrays if array is not None)
 
 
 def _chosen_tables(state: State, context: Context) -> tuple[tuple[Table, ...], tuple[Skip, ...]]:

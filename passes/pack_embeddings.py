@@ -9,6 +9,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from qcompiler.codec.bits import pack
 from qcompiler.codec.planes import row_ranks
 from qcompiler.errors import QCompileError
 from qcompiler.lookups import looks_up_rows
@@ -16,9 +17,11 @@ from qcompiler.model.edit import add_initializer, all_nodes, clone, drop_unused,
 from qcompiler.plan import Role, TensorPlan
 from qcompiler.protocols import PassKind, PassResult
 from qcompiler.quant.rows import GROUP
+from qcompiler.quant.transform import LARGEST, TRANSFORM_BITS
 from qcompiler.records import Metric, PassReport
 from qcompiler.row_codes import RowCodes, RowKind
 from qcompiler.state import Context, Fact, State
+from qcompiler.unpacking.writer import Unpacker
 
 CONTRIB = "com.microsoft"
 UNSQUEEZE_INPUT_OPSET = 13
@@ -31,7 +34,8 @@ class PackEmbeddings:
 
     Indices go through one map to the order of rows by bits (where all rows have the same number, there is none).
     Every plane is a table of bytes that holds only the rows that have it, and behind them one row of zeros for the
-    others; a byte is looked up in 256 vectors of 8 numbers, the planes are added, scaled, and shifted by the mean row.
+    others; a byte is looked up in 256 vectors of 8 numbers, the planes are added, multiplied by the transform where
+    there is one, scaled, and shifted by the mean row.
     Grids are one GatherBlockQuantized and an offset per row. All of it follows the indices, so that the runtime cannot
     fold it into a table of floats, and what indices out of range do is what the first Gather does with them.
 
@@ -63,6 +67,7 @@ class PackEmbeddings:
             value = model.graph.initializers.get(name)
             if value is not None and value.uses():
                 value.replace_all_uses_with(writers.of(entry).all_rows(value))
+        writers.place()
         drop_unused(model)
         stored = sum(t.rows.stored_bytes for t in planned.values() if t.rows is not None)
         metrics = (Metric("lookups", lookups, "nodes"), Metric("stored", stored, "bytes"))
@@ -89,6 +94,12 @@ class _Writers:
             self.made[entry.name] = _Writer(self.model.graph, entry.name, entry.rows, self.taken, opset)
         return self.made[entry.name]
 
+    def place(self) -> None:
+        """Put what unpacks transforms before everything that reads it; to be called once, at the end."""
+        for writer in self.made.values():
+            if writer.unpacker is not None:
+                writer.unpacker.place()
+
 
 @dataclass(slots=True)
 class _Writer:
@@ -101,6 +112,8 @@ class _Writer:
     opset: int
     constants: dict[str, ir.Value] = field(default_factory=dict)
     nodes: list[ir.Node] = field(default_factory=list)
+    unpacker: Unpacker | None = None
+    transform: ir.Value | None = None
 
     def look_up(self, graph: ir.Graph, node: ir.Node, indices: ir.Value) -> ir.Value:
         """Return the rows that indices ask for, decoded before a node."""
@@ -159,8 +172,17 @@ class _Writer:
             return self._nothing(ranks, rank)
         if product:
             places = self._places(ranks, len(self.rows.planes[0]))
-            total = self._scaled(self._flat(total, rank), self._scale(0, places), rank)
-        return self._cut(total, rank)
+            total = self._scaled(self._mixed(self._flat(total, rank)), self._scale(0, places), rank)
+        return self._cut(total, rank) if self.rows.transform is None else total
+
+    def _mixed(self, coefficients: ir.Value) -> ir.Value:
+        """Return the columns that coefficients stand for: a product whose sums are exact in float32."""
+        if self.rows.transform is None:
+            return coefficients
+        if self.transform is None:
+            self.unpacker = Unpacker(self.graph, self.taken)
+            self.transform = _unpacked(self.unpacker, self.rows.transform)
+        return self._node("MatMul", coefficients, self.transform)
 
     def _ranks(self, indices: ir.Value) -> ir.Value:
         """Return where rows stand in the order of their bits."""
@@ -240,3 +262,12 @@ class _Writer:
             wanted = fresh_name(self.taken, f"{self.table}_{name}")
             self.constants[name] = add_initializer(self.graph, wanted, np.asarray(array, order="C"))
         return self.constants[name]
+
+
+def _unpacked(unpacker: Unpacker, transform: NDArray[np.int8]) -> ir.Value:
+    """Return a transform as floats, which the runtime computes from packed constants when it loads a session."""
+    levels = np.arange(-LARGEST, LARGEST + 1, dtype=np.int8)
+    packed = unpacker.stored(pack((transform.reshape(-1) + LARGEST).astype(np.uint8), TRANSFORM_BITS))
+    codes = unpacker.levels(packed, levels, TRANSFORM_BITS, transform.size)
+    shaped = unpacker.node("Reshape", codes, unpacker.constant(np.asarray(transform.shape, np.int64)))
+    return unpacker.node("Cast", shaped, to=ir.DataType.FLOAT.value)

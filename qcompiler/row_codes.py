@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from qcompiler.codec.bits import unpack
+from qcompiler.codec.bits import packed_bytes, unpack
 from qcompiler.codec.planes import row_order, rows_with
 from qcompiler.errors import QCompileError
 from qcompiler.quant.rows import GROUP, sign_words
+from qcompiler.quant.transform import TRANSFORM_BITS
 
 MAX_BITS = 8
 GRID_BITS = (2, 4, 8)
@@ -24,7 +25,8 @@ class RowKind(enum.StrEnum):
     """How the numbers of a row are made from its bytes."""
 
     PRODUCT = "product"
-    """A byte names one of 256 learned vectors of 8 numbers; vectors of all planes add up, times the row's scale."""
+    """A byte names one of 256 learned vectors of 8 numbers; vectors of all planes add up, times the row's scale.
+    With a transform, they add up to coefficients, and these are multiplied by a matrix first."""
     BINARY = "binary"
     """A bit is a sign; signs of every plane are multiplied by the row's factor for that plane."""
     GRID = "grid"
@@ -50,6 +52,8 @@ class RowCodes:
         tables: float32, shape (planes, 256, 8): the vectors that bytes stand for; byte 0 of every plane but the first
             is the zero vector of products. Signs and grids have none.
         mean: float32, shape (columns,): what is added to every row.
+        transform: int8, shape (8 * bytes, columns), from -7 to 7: the matrix of products that have one. Their vectors
+            lie on a grid that makes its sums exact; see ``quant.transform``.
     """
 
     kind: RowKind
@@ -59,6 +63,7 @@ class RowCodes:
     scales: tuple[NDArray[np.floating], ...]
     tables: NDArray[np.float32]
     mean: NDArray[np.float32]
+    transform: NDArray[np.int8] | None = None
 
     @property
     def rows(self) -> int:
@@ -80,7 +85,8 @@ class RowCodes:
         """Return the bytes of everything that is stored, the map of rows among them."""
         ranks = 0 if self.uniform else self.rows * self.rank_dtype.itemsize
         arrays = (*self.planes, *self.scales, self.tables, self.mean)
-        return ranks + sum(array.nbytes for array in arrays)
+        mixed = 0 if self.transform is None else packed_bytes(self.transform.size, TRANSFORM_BITS)
+        return ranks + mixed + sum(array.nbytes for array in arrays)
 
     def plane_tables(self) -> NDArray[np.float32]:
         """Return what the bytes of every plane stand for, float32 of shape (planes, 256, 8)."""
@@ -104,7 +110,8 @@ class RowCodes:
                 values = _scaled(values, self.scales[number])
             total = values if number == 0 else total + values
         if self.kind is RowKind.PRODUCT and self.planes:
-            total = _scaled(total, self.scales[0])
+            mixed = total if self.transform is None else total @ self.transform.astype(np.float32)
+            total = _scaled(mixed, self.scales[0])
         result = np.empty((self.rows, self.columns), np.float32)
         result[row_order(self.bits)] = total[:, : self.columns] + self.mean
         return result
@@ -128,10 +135,18 @@ class RowCodes:
             expected = [self.rows]
         if found != expected or self.mean.shape != (self.columns,):
             raise QCompileError(f"a table of {self.rows} rows has planes of {found} rows, expected {expected}")
+        width = -(-self.columns // GROUP) * GROUP
+        if self.transform is not None and self.transform.shape != (width, self.columns):
+            raise QCompileError(
+                f"a table of {self.columns} columns has a transform of shape {self.transform.shape}, expected "
+                f"{(width, self.columns)}"
+            )
 
     def to_arrays(self) -> dict[str, NDArray[Any]]:
         """Return everything but the kind as arrays by name, for ``from_arrays``."""
         named: dict[str, NDArray[Any]] = {"bits": self.bits, "tables": self.tables, "mean": self.mean}
+        if self.transform is not None:
+            named["transform"] = self.transform
         named |= {f"plane{number}": array for number, array in enumerate(self.planes)}
         return named | {f"scale{number}": array for number, array in enumerate(self.scales)}
 
@@ -154,6 +169,7 @@ class RowCodes:
             scales=scales,
             tables=arrays["tables"],
             mean=mean,
+            transform=arrays.get("transform"),
         )
         made.check()
         return made

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from qcompiler.codec.bits import pack
+from qcompiler.codec.bits import pack, packed_bytes
 from qcompiler.codec.planes import pack_planes, row_order, rows_with
 from qcompiler.quant.row_bits import RowAllocation, best_bits
 from qcompiler.quant.rows import (
@@ -23,6 +23,7 @@ from qcompiler.quant.rows import (
     learn_words,
     padded,
 )
+from qcompiler.quant.transform import TRANSFORM_BITS, coding_gain, covariance, exact_words, integer_transform
 from qcompiler.row_codes import RowCodes, RowKind
 
 LARGEST_BLOCK, SMALLEST_BLOCK = 128, 16
@@ -43,6 +44,7 @@ class RowProblem:
         metric: float64, shape (columns, columns): what an error of a row is, as a quadratic form.
         kind: words or signs.
         seed: of the words' random start.
+        transform: int8, shape (columns, columns): what sums of words are multiplied by, None for nothing.
     """
 
     table: NDArray[np.float32]
@@ -50,6 +52,7 @@ class RowProblem:
     metric: NDArray[np.float64]
     kind: RowKind = RowKind.PRODUCT
     seed: int = 0
+    transform: NDArray[np.int8] | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -64,6 +67,7 @@ class RowCandidates:
         mean: float32, shape (columns,).
         encoded: width -> the codes of all rows.
         tables: float32, shape (planes, 256, 8): the words; none for signs.
+        transform: of the problem.
     """
 
     kind: RowKind
@@ -74,12 +78,13 @@ class RowCandidates:
     mean: NDArray[np.float32]
     encoded: dict[int, EncodedRows]
     tables: NDArray[np.float32]
+    transform: NDArray[np.int8] | None = None
 
     def fixed_bytes(self) -> int:
-        """Return what the table takes beside its rows: words, mean row, and the map of rows."""
+        """Return what the table takes beside its rows: words, transform, mean row, and the map of rows."""
         rows = len(self.losses)
         ranks = 0 if len(self.row_bytes) == 1 else rows * (2 if rows <= 1 << 16 else 4)
-        return ranks + self.tables.nbytes + self.mean.nbytes
+        return ranks + self.tables.nbytes + self.mean.nbytes + transform_bytes(self.transform)
 
     def codes(self, bits: NDArray[np.uint8]) -> RowCodes:
         """Return the codes of a table whose rows have these bits: uint8, shape (rows,)."""
@@ -104,6 +109,7 @@ class RowCandidates:
             scales=tuple(scales[order[: rows_with(bits, p)], p : p + 1] for p in range(min(stored, most))),
             tables=self.tables[:most],
             mean=self.mean,
+            transform=self.transform if most else None,
         )
 
 
@@ -166,8 +172,13 @@ def candidates(problem: RowProblem, fewest: int, most: int, watch: Watch) -> Row
     mean = weighted_mean(problem)
     rows = padded(problem.table - mean)
     metric = _padded_metric(problem.metric, rows.shape[1])
+    if problem.transform is not None:
+        matrix = problem.transform.astype(np.float64)
+        rows, metric = (rows @ np.linalg.inv(matrix)).astype(np.float32), matrix @ metric @ matrix.T
     words = problem.kind is RowKind.PRODUCT
     tables = learn_words(rows, most, problem.seed) if words and most else np.zeros((0, 256, GROUP), np.float32)
+    if problem.transform is not None and len(tables):
+        tables = exact_words(tables, problem.transform)
     widths, total = range(fewest, most + 1), (most - fewest + 1) * len(rows)
     power = problem.importance * error_power(rows, metric)
     losses, encoded = np.empty((len(rows), len(widths))), {}
@@ -190,8 +201,34 @@ def candidates(problem: RowProblem, fewest: int, most: int, watch: Watch) -> Row
     sizes = [w * groups + (0 if w == 0 else _SCALE_BYTES * (1 if words else w)) for w in widths]
     own_bytes = np.asarray(sizes, np.int64)
     return RowCandidates(
-        problem.kind, fewest, losses, own_bytes, float(power.sum()), mean, encoded, tables.astype(np.float32)
+        problem.kind,
+        fewest,
+        losses,
+        own_bytes,
+        float(power.sum()),
+        mean,
+        encoded,
+        tables.astype(np.float32),
+        problem.transform,
     )
+
+
+def transform_bytes(transform: NDArray[np.int8] | None) -> int:
+    """Return what a transform takes in a file."""
+    return 0 if transform is None else packed_bytes(transform.size, TRANSFORM_BITS)
+
+
+def with_transform(problem: RowProblem) -> RowProblem:
+    """Return a problem with the transform of its rows, or as it was where one would not save the bytes it takes."""
+    rows, columns = problem.table.shape
+    if problem.kind is not RowKind.PRODUCT or columns % GROUP:
+        return problem
+    moments = covariance(problem.table - weighted_mean(problem), problem.importance)
+    if coding_gain(moments) * rows <= TRANSFORM_BITS * columns:
+        return problem
+    transform = integer_transform(moments, problem.metric, GROUP)
+    regular = np.linalg.matrix_rank(transform.astype(np.float64)) == columns
+    return replace(problem, transform=transform) if regular else problem
 
 
 def weighted_mean(problem: RowProblem) -> NDArray[np.float32]:

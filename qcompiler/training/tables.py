@@ -16,6 +16,7 @@ from qcompiler.codec.planes import row_ranks
 from qcompiler.errors import QCompileError
 from qcompiler.plan import TensorPlan
 from qcompiler.quant.rows import GROUP
+from qcompiler.quant.transform import exact_words
 from qcompiler.row_codes import RowKind
 
 
@@ -43,6 +44,8 @@ class TrainedRows:
         self._codes = [torch.tensor(plane.astype(np.int64), device=device) for plane in _indices(entry)]
         self._scales = [torch.tensor(scale.astype(np.float32), device=device) for scale in rows.scales]
         self._mean = torch.tensor(rows.mean, device=device)
+        floats = None if rows.transform is None else rows.transform.astype(np.float32)
+        self._transform = None if floats is None else torch.tensor(floats, device=device)
         self._ranks = torch.tensor(row_ranks(rows.bits), device=device)
         power = self._words.square().mean((1, 2), keepdim=True).sqrt()
         self._word_unit = torch.where(power > 0, power, torch.ones_like(power))
@@ -68,6 +71,7 @@ class TrainedRows:
         kept = [scale.cpu().numpy() for scale in self._scales[len(grown) :]]
         kinds = [scale.dtype for scale in self._rows.scales]
         words = self._rows.tables if self._shifts is None else self._now().detach().cpu().numpy()
+        words = words if self._rows.transform is None else exact_words(words, self._rows.transform)
         rows = replace(
             self._rows,
             scales=tuple(s.astype(t) for s, t in zip([*grown, *kept], kinds, strict=True)),
@@ -103,6 +107,7 @@ class TrainedRows:
                 values = _scaled(values, self._scale(number))
             total = total + pad(values, (0, 0, 0, rows.rows - len(codes)))
         if product and self._codes:
+            total = total if self._transform is None else total @ self._transform
             scale = self._scale(0)
             total = _scaled(total, pad(scale, (0, 0, 0, rows.rows - len(scale))))
         return total[:, : rows.columns].index_select(0, self._ranks)

@@ -11,6 +11,7 @@ from onnx import TensorProto, helper
 from qcompiler.codec.bits import pack
 from qcompiler.codec.planes import pack_planes, row_order, rows_with
 from qcompiler.plan import Role, TensorPlan
+from qcompiler.quant.transform import exact_words
 from qcompiler.row_codes import RowCodes, RowKind
 from qcompiler.state import Fact, State
 from tests.compiling import Fixed, start
@@ -75,6 +76,13 @@ def made_codes(kind: RowKind, bits: np.ndarray, columns: int = COLUMNS, groups: 
     order = row_order(bits)
     scales = tuple(factors[order[: rows_with(bits, p)], :, p] for p in range(stored))
     return RowCodes(kind=kind, columns=columns, bits=bits, planes=planes, scales=scales, tables=words, mean=mean)
+
+
+def mixing_codes(bits: np.ndarray, columns: int = COLUMNS) -> RowCodes:
+    """Random words whose sums are multiplied by a random matrix of small integers."""
+    codes = made_codes(RowKind.PRODUCT, bits, columns)
+    transform = np.random.default_rng(8).integers(-7, 8, (columns, columns)).astype(np.int8)
+    return replace(codes, transform=transform, tables=exact_words(codes.tables, transform))
 
 
 def planned(proto: onnx.ModelProto, codes: dict[str, RowCodes]) -> State:

@@ -238,3 +238,44 @@ def test_a_model_is_compiled_verified_and_replayed(tmp_path):
 
 def test_the_default_net_has_a_table():
     assert [t.name for t in find_tables(start(lookup_net()).model)] == ["w"]
+
+
+# -- mixed columns -----------------------------------------------------------------------------------
+
+
+def layered_net(layers: int, opset: int = 17):
+    """Rows of a table with correlated columns, times matrices."""
+    rng = np.random.default_rng(5)
+    mix = rng.standard_normal((COLUMNS, COLUMNS)) * 0.7 ** np.arange(COLUMNS)[:, None]
+    weights = {f"m{i}": (rng.standard_normal((COLUMNS, 40 * COLUMNS)) / 6).astype(np.float32) for i in range(layers)}
+    nodes = [helper.make_node("Gather", ["w", "ids"], ["e"], name="embed")]
+    nodes += [helper.make_node("MatMul", ["e", name], [f"y{name}"], name=f"times_{name}") for name in weights]
+    ends = [(f"y{name}", FLOAT, [1, "length", 40 * COLUMNS]) for name in weights]
+    rows = {"w": (rng.standard_normal((2000, COLUMNS)) @ mix).astype(np.float32)}
+    return build(nodes, [("ids", INT64, [1, "length"])], ends, {**rows, **weights}, opset=opset)
+
+
+@pytest.mark.parametrize(
+    ("layers", "options", "mixed"),
+    [(2, "", True), (1, "", False), (2, "{transform=false}", False), (2, "{codes=binary}", False)],
+    ids=["much other work", "little other work", "not allowed", "signs"],
+)
+def test_columns_are_mixed_where_that_is_little_work(layers, options, mixed):
+    entry, _ = decided(layered_net(layers), options)
+    assert (entry.rows.transform is not None) == mixed
+    saved = entry.rows.to_arrays()
+    again = type(entry.rows).from_arrays(entry.rows.kind, saved)
+    assert np.array_equal(again.decode(), entry.rows.decode())
+
+
+def test_mixed_columns_run_as_planned(tmp_path):
+    model = save(layered_net(2), tmp_path)
+    samples = sentence_data(count=64)
+    np.savez(tmp_path / "tokens.npz", ids=np.concatenate([samples[i]["ids"] for i in range(64)]))
+    recipe = Recipe(targets=("x86",), data=str(tmp_path / "tokens.npz"), embedding_bits=(2, 3))
+    recipe = replace(recipe, floors=replace(recipe.floors, max_latency_ratio=100.0))
+    (result,) = compile_model(model, recipe=recipe, out=tmp_path / "first")
+    assert result.report.verdict.held
+    saved = CompressionPlan.load(result.folder)
+    assert saved.tensors["w"].rows.transform is not None
+    assert "columns are mixed by a matrix" in (result.folder / "report.json").read_text(encoding="utf-8")
