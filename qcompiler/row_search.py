@@ -23,7 +23,14 @@ from qcompiler.quant.rows import (
     learn_words,
     padded,
 )
-from qcompiler.quant.transform import TRANSFORM_BITS, coding_gain, covariance, exact_words, integer_transform
+from qcompiler.quant.transform import (
+    TRANSFORM_BITS,
+    chance_gain,
+    coding_gain,
+    covariance,
+    exact_words,
+    integer_transform,
+)
 from qcompiler.row_codes import RowCodes, RowKind
 
 LARGEST_BLOCK, SMALLEST_BLOCK = 128, 16
@@ -170,15 +177,9 @@ def candidates(problem: RowProblem, fewest: int, most: int, watch: Watch) -> Row
         watch: is told how many rows are done, of how many.
     """
     mean = weighted_mean(problem)
-    rows = padded(problem.table - mean)
-    metric = _padded_metric(problem.metric, rows.shape[1])
-    if problem.transform is not None:
-        matrix = problem.transform.astype(np.float64)
-        rows, metric = (rows @ np.linalg.inv(matrix)).astype(np.float32), matrix @ metric @ matrix.T
+    rows, metric = _coefficients(problem, mean)
     words = problem.kind is RowKind.PRODUCT
-    tables = learn_words(rows, most, problem.seed) if words and most else np.zeros((0, 256, GROUP), np.float32)
-    if problem.transform is not None and len(tables):
-        tables = exact_words(tables, problem.transform)
+    tables = _words(problem, rows, most)
     widths, total = range(fewest, most + 1), (most - fewest + 1) * len(rows)
     power = problem.importance * error_power(rows, metric)
     losses, encoded = np.empty((len(rows), len(widths))), {}
@@ -213,6 +214,24 @@ def candidates(problem: RowProblem, fewest: int, most: int, watch: Watch) -> Row
     )
 
 
+def _coefficients(problem: RowProblem, mean: NDArray[np.float32]) -> tuple[Rows, NDArray[np.float64]]:
+    """Return what codes stand for, of columns that fill bytes, and the metric of its errors."""
+    rows = padded(problem.table - mean)
+    metric = _padded_metric(problem.metric, rows.shape[1])
+    if problem.transform is None:
+        return rows, metric
+    matrix = problem.transform.astype(np.float64)
+    return (rows @ np.linalg.inv(matrix)).astype(np.float32), matrix @ metric @ matrix.T
+
+
+def _words(problem: RowProblem, rows: Rows, planes: int) -> NDArray[np.float32]:
+    """Return the words that rows are coded by: float32, shape (planes, 256, 8), without planes for signs."""
+    if problem.kind is not RowKind.PRODUCT or not planes:
+        return np.zeros((0, 256, GROUP), np.float32)
+    words = learn_words(rows, planes, problem.seed)
+    return words if problem.transform is None else exact_words(words, problem.transform)
+
+
 def transform_bytes(transform: NDArray[np.int8] | None) -> int:
     """Return what a transform takes in a file."""
     return 0 if transform is None else packed_bytes(transform.size, TRANSFORM_BITS)
@@ -224,7 +243,8 @@ def with_transform(problem: RowProblem) -> RowProblem:
     if problem.kind is not RowKind.PRODUCT or columns % GROUP:
         return problem
     moments = covariance(problem.table - weighted_mean(problem), problem.importance)
-    if coding_gain(moments) * rows <= TRANSFORM_BITS * columns:
+    gain = coding_gain(moments) - chance_gain(problem.importance, columns)
+    if gain * rows <= TRANSFORM_BITS * columns:
         return problem
     transform = integer_transform(moments, problem.metric, GROUP)
     regular = np.linalg.matrix_rank(transform.astype(np.float64)) == columns

@@ -39,6 +39,16 @@ def coding_gain(moments: Matrix) -> float:
     return 0.5 * float(np.log2(mean) - np.log2(np.maximum(powers, _TINY * mean)).mean()) if mean > 0 else 0.0
 
 
+def chance_gain(importance: Matrix, columns: int) -> float:
+    """Return the gain that uncorrelated columns show by chance, where so many rows were looked at.
+
+    It is the expected logarithm of the determinant of a Wishart matrix, to the first order; rows of unequal importance
+    count as fewer.
+    """
+    counted = float(importance.sum()) ** 2 / float(np.square(importance).sum())
+    return (columns + 1) / (4 * float(np.log(2.0)) * counted)
+
+
 def integer_transform(moments: Matrix, metric: Matrix, group: int) -> NDArray[np.int8]:
     """Return the matrix from coefficients to columns, up to a factor: ``row = coefficients @ matrix``.
 

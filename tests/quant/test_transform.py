@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from qcompiler.quant.row_bits import best_bits
-from qcompiler.quant.transform import LARGEST, coding_gain, covariance, exact_words, integer_transform
+from qcompiler.quant.transform import LARGEST, chance_gain, coding_gain, covariance, exact_words, integer_transform
 from qcompiler.row_codes import RowKind
 from qcompiler.row_search import RowProblem, candidates, lost_share, transform_bytes, with_transform
 
@@ -36,6 +36,14 @@ def test_the_gain_is_the_ratio_of_means_of_eigenvalues():
     assert coding_gain(np.diag([4.0, 1.0])) == pytest.approx(0.5 * np.log2(2.5 / 2.0))
     assert coding_gain(3.0 * np.eye(5)) == pytest.approx(0.0, abs=1e-12)
     assert coding_gain(np.zeros((3, 3))) == 0.0
+
+
+def test_the_gain_of_uncorrelated_columns_is_that_of_chance():
+    rng = np.random.default_rng(6)
+    for importance in (np.ones(400), np.where(np.arange(4000) < 400, 1.0, 1e-6)):
+        rows = rng.standard_normal((len(importance), COLUMNS)).astype(np.float32)
+        found = coding_gain(covariance(rows, importance))
+        assert found == pytest.approx(chance_gain(importance, COLUMNS), rel=0.15)
 
 
 def test_coefficients_are_uncorrelated_and_their_errors_cost_alike():
