@@ -4,8 +4,9 @@ Usage: python -m benchmarks.sentences --data ROOT [--seeds 0,1,2] [--settings 8.
 
 ``qcompile`` gets a size limit and shares it between the table and the layers. It is calibrated on captions of Multi30k
 and, for every second sample, on captions with half of their words exchanged for random ones, because the sentences that
-score, STS14, are no captions. Beside it stand tools of ``onnxruntime.quantization``, which read no samples for these
-models. What is compiled is kept in ``--keep``, and not compiled again.
+score, STS14, are no captions. Two of the files are also trained further, by distillation on the same sentences. Beside
+it stand tools of ``onnxruntime.quantization``, which read no samples for these models. What is compiled is kept in
+``--keep``, and not compiled again.
 """
 
 from __future__ import annotations
@@ -49,6 +50,8 @@ NO_FASTER = ("--max-latency-ratio", "1.2")
 """Weights alone: products run in float and take the time of the original, which is measured to a few percent."""
 NO_FLOOR = "--min-sqnr=-1000"
 """The SQNR of token vectors is not what is asked for here: sentence vectors are compared."""
+MINUTES = "6"
+"""How long distilled files are trained further, on the calibration sentences and without labels."""
 WEIGHTS_ONLY = """[match.'MatMul']
 scheme = "weight_only"
 """
@@ -63,12 +66,14 @@ class Setting:
         title: what the tables call it.
         words: options of ``qcompile``.
         recipe: the text of a ``qcompile.toml``.
+        start: the setting whose plan is trained further; "" decides anew.
     """
 
     name: str
     title: str
     words: tuple[str, ...]
     recipe: str = ""
+    start: str = ""
 
 
 PASSES = ",".join((*WITH_DATA, "solve-on-prefix"))
@@ -82,9 +87,16 @@ def _limited(size: str, bits: str, recipe: str = "") -> Setting:
     return Setting(size, f"at most {size} MB" + (", weights alone" if recipe else ""), words, recipe)
 
 
+def _distilled(size: str) -> Setting:
+    words = ("--fine-tune", MINUTES)
+    return Setting(f"{size} distilled", f"at most {size} MB, distilled for {MINUTES} minutes", words, start=size)
+
+
 SETTINGS = (
     _limited("6.8", "1-4"),
+    _distilled("6.8"),
     _limited("8.0", "1-4"),
+    _distilled("8.0"),
     _limited("12.2", "1-6", WEIGHTS_ONLY),
     _limited("17", "1-8", WEIGHTS_ONLY),
     Setting("W8A8", "W8A8", ("--bits", "W8A8")),
@@ -111,7 +123,7 @@ def compiled(setting: Setting, seed: int, data: Path, folder: Path) -> Path | No
         data: the folder of the benchmark data.
         folder: what is kept; has the calibration sentences and the counts.
     """
-    output = folder / f"{setting.name}-s{seed}"
+    output = folder / f"{setting.name.replace(' ', '-')}-s{seed}"
     kept = output / "model.onnx"
     if kept.is_file():
         return kept
@@ -119,6 +131,11 @@ def compiled(setting: Setting, seed: int, data: Path, folder: Path) -> Path | No
     words += ["--seed", str(seed)]
     if "--embedding-bits" in setting.words:
         words += ["--token-counts", str(folder / "counts.npy")]
+    if setting.start:
+        start = next(s for s in SETTINGS if s.name == setting.start)
+        if compiled(start, seed, data, folder) is None:
+            return None
+        words += ["--plan", str(folder / f"{start.name}-s{seed}")]
     if setting.recipe:
         recipe = folder / f"{setting.name}.toml"
         recipe.write_text(setting.recipe, encoding="utf-8")

@@ -22,6 +22,8 @@ MIN_STEPS = 20
 DEFAULT_STEPS = 300
 THREADS = 2
 """At least; a number that does not depend on the machine, for sums are cut into as many parts."""
+ROWS, TOKEN_ROWS = 16, 64
+"""Samples in a mini-batch, and where they are tokens: a sentence has far fewer places than an image."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +40,7 @@ class FineTune:
         rounds: parts of the training; each is kept if the distance on acceptance samples has shrunk, and the next is
             slower.
         features: weight of the error of inner values.
-        rows: samples in a mini-batch.
+        rows: samples in a mini-batch; 0 takes 16, and 64 of tokens.
         augment: vary the samples.
     """
 
@@ -53,13 +55,14 @@ class FineTune:
     rate: float = 0.004
     rounds: int = 4
     features: float = 3.0
-    rows: int = 16
+    rows: int = 0
     augment: bool = True
 
     def __post_init__(self) -> None:
-        if min(self.period, self.rows, self.rounds) < 1 or self.steps < 0 or not self.rate > 0 or self.features < 0:
+        positive = min(self.period, self.rounds) >= 1 and self.rate > 0
+        if not positive or min(self.steps, self.rows, self.features) < 0:
             raise UsageError(
-                f"{self.name}: period, rows and rounds must be at least 1, rate above 0, steps and features 0 or more"
+                f"{self.name}: period and rounds must be at least 1, rate above 0, steps, rows and features 0 or more"
             )
 
     def run(self, state: State, context: Context) -> PassResult:
@@ -87,7 +90,7 @@ class FineTune:
             outputs=setup.loss.outputs,
             classes=setup.loss.classes,
             base=base,
-            schedule=self._schedule(PROBE_STEPS, context.recipe.seed, one_by_one=setup.axes is None),
+            schedule=self._schedule(setup, context.recipe.seed),
             finished=context.budget.spent,
         )
         seconds, started = 60.0 * context.recipe.fine_tune_minutes, time.monotonic()
@@ -121,15 +124,19 @@ class FineTune:
         each = record.seconds / max(record.steps, 1)
         return max(MIN_STEPS, int((seconds - record.seconds) / max(each, 1e-6)))
 
-    def _schedule(self, steps: int, seed: int, *, one_by_one: bool) -> Schedule:
+    def _schedule(self, setup: SearchSetup, seed: int) -> Schedule:
+        """Return how a probe is trained; tokens are trained on in half precision where the machine computes in it."""
+        from qcompiler.executor.setup import reads_tokens
         from qcompiler.training.driver import Schedule
 
+        tokens = reads_tokens(setup.executor)
         return Schedule(
-            steps=steps,
-            batch_rows=1 if one_by_one else self.rows,
+            steps=PROBE_STEPS,
+            batch_rows=1 if setup.axes is None else self.rows or (TOKEN_ROWS if tokens else ROWS),
             learning_rate=self.rate,
             feature_weight=self.features,
             augment=self.augment,
+            half=tokens,
             seed=seed,
         )
 

@@ -47,6 +47,12 @@ def search_device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
+def reads_tokens(executor: TorchExecutor) -> bool:
+    """Return True if all inputs of a model are integers, as the tokens of sentences are."""
+    inputs = executor.model.graph.inputs
+    return bool(inputs) and all(v.dtype is not None and v.dtype.is_integer() for v in inputs)
+
+
 def prepare_search(state: State, context: Context) -> SearchSetup | str:
     """Return what a search needs, or why this model cannot be searched in PyTorch, in words.
 

@@ -17,9 +17,12 @@ from qcompiler.plan import Role, TensorPlan  # noqa: E402
 from qcompiler.registry import make_pass  # noqa: E402
 from qcompiler.row_codes import RowKind  # noqa: E402
 from qcompiler.state import Fact  # noqa: E402
+from qcompiler.training.compressor import LevelCompressor  # noqa: E402
+from qcompiler.training.driver import Schedule, Task, fine_tune  # noqa: E402
 from qcompiler.training.measure import held_out_distance  # noqa: E402
 from qcompiler.training.tables import TrainedRows  # noqa: E402
-from tests.compiling import context, outputs, run_passes, start  # noqa: E402
+from tests.compiling import context, outputs, run_passes, samples, start  # noqa: E402
+from tests.models import conv_net  # noqa: E402
 from tests.passes.tables import ROWS, made_codes, mixing_codes, planned, sentence_data, sentence_net  # noqa: E402
 
 CPU = torch.device("cpu")
@@ -94,3 +97,37 @@ def test_fine_tuning_brings_a_table_of_few_bits_nearer_to_the_float_model():
     setup = prepare_search(state, where)
     distances = [held_out_distance(setup, binding_of(s, setup.executor)) for s in (state, result.state)]
     assert distances[1] < 0.9 * distances[0]
+
+
+# -- tokens ------------------------------------------------------------------------------------------
+
+
+def scheduled(proto, data, options=""):
+    state = start(proto)
+    where = replace(context("x86", data), acceptance=data)
+    setup = prepare_search(state, where)
+    return make_pass(f"fine-tune{options}")._schedule(setup, 0)
+
+
+def test_sentences_are_trained_on_in_larger_batches_than_images():
+    tokens, images = scheduled(sentence_net(), sentence_data()), scheduled(conv_net(), samples(start(conv_net()).model))
+    assert (tokens.batch_rows, tokens.half) == (64, True)
+    assert (images.batch_rows, images.half) == (16, False)
+    assert scheduled(sentence_net(), sentence_data(), "{rows=5}").batch_rows == 5
+
+
+def test_half_precision_is_that_of_products_alone():
+    state = planned(sentence_net(), {"w": made_codes(RowKind.PRODUCT, MIXED)})
+    executor, data = TorchExecutor(state.model), sentence_data(count=32)
+    rows = {"ids": torch.tensor(np.concatenate([data[i]["ids"] for i in range(32)]))}
+    trained = {}
+    for half in (False, True):
+        compressor = LevelCompressor(state, executor, train_tables=True)
+        schedule = Schedule(steps=30, batch_rows=16, learning_rate=0.01, half=half)
+        task = Task(samples=rows, outputs=("y",), base=binding_of(state, executor), schedule=schedule)
+        record = fine_tune(executor, compressor, 1, task)
+        assert record.losses[-1] < record.losses[0]
+        assert all(leaf.dtype is torch.float32 for leaf in compressor.leaves())
+        trained[half] = record
+    assert trained[True].losses == pytest.approx(trained[False].losses, rel=0.05)
+    assert trained[True].options["half precision"] == "true"
