@@ -22,8 +22,31 @@ MIN_STEPS = 20
 DEFAULT_STEPS = 300
 THREADS = 2
 """At least; a number that does not depend on the machine, for sums are cut into as many parts."""
-ROWS, TOKEN_ROWS = 16, 64
-"""Samples in a mini-batch, and where they are tokens: a sentence has far fewer places than an image."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Defaults:
+    """What suits one kind of samples.
+
+    Attributes:
+        rows: samples in a mini-batch.
+        rate: of the first round.
+        rounds: parts of the training.
+        features: weight of the error of inner values.
+        half: multiply in half precision where the processor does.
+    """
+
+    rows: int
+    rate: float
+    rounds: int
+    features: float
+    half: bool
+
+
+IMAGES = _Defaults(rows=16, rate=0.004, rounds=4, features=3.0, half=False)
+"""Few images, and one answer to each: codes fit themselves to the samples soon."""
+TOKENS = _Defaults(rows=64, rate=0.006, rounds=1, features=1.0, half=True)
+"""Many sentences of few places, and an answer at every place: one long round goes furthest."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,10 +59,10 @@ class FineTune:
     Attributes:
         steps: mini-batches; 0 takes as many as fit into ``--fine-tune MINUTES``, and 300 without it.
         period: mini-batches between projections onto the grid; 1 trains through the rounding at every step.
-        rate: learning rate of the first round, as a share of a grid step.
+        rate: learning rate of the first round, as a share of a grid step; 0 takes 0.004, and 0.006 of tokens.
         rounds: parts of the training; each is kept if the distance on acceptance samples has shrunk, and the next is
-            slower.
-        features: weight of the error of inner values.
+            slower; 0 takes 4, and 1 of tokens.
+        features: weight of the error of inner values; below 0 it is 3, and 1 of tokens.
         rows: samples in a mini-batch; 0 takes 16, and 64 of tokens.
         augment: vary the samples.
     """
@@ -52,18 +75,15 @@ class FineTune:
     improving: ClassVar[bool] = True
     steps: int = 0
     period: int = 1
-    rate: float = 0.004
-    rounds: int = 4
-    features: float = 3.0
+    rate: float = 0.0
+    rounds: int = 0
+    features: float = -1.0
     rows: int = 0
     augment: bool = True
 
     def __post_init__(self) -> None:
-        positive = min(self.period, self.rounds) >= 1 and self.rate > 0
-        if not positive or min(self.steps, self.rows, self.features) < 0:
-            raise UsageError(
-                f"{self.name}: period and rounds must be at least 1, rate above 0, steps, rows and features 0 or more"
-            )
+        if self.period < 1 or min(self.steps, self.rows, self.rounds, self.rate) < 0:
+            raise UsageError(f"{self.name}: period must be at least 1, steps, rows, rounds and rate 0 or more")
 
     def run(self, state: State, context: Context) -> PassResult:
         """Return the state with trained weights, or as it was where training does not help."""
@@ -95,14 +115,20 @@ class FineTune:
         )
         seconds, started = 60.0 * context.recipe.fine_tune_minutes, time.monotonic()
         steps = self.steps or (self._steps_in(state, setup, task, seconds) if seconds else DEFAULT_STEPS)
+
+        def gone() -> float:
+            return (time.monotonic() - started) / seconds if seconds else 0.0
+
         task = replace(
             task,
             schedule=replace(task.schedule, steps=steps),
             progress=lambda step: context.progress("fine-tuning", step, steps),
-            finished=lambda: context.budget.spent() or (seconds > 0 and time.monotonic() - started > seconds),
+            finished=lambda: context.budget.spent() or gone() > 1,
+            gone=gone,
         )
         rounds = Rounds(setup, LevelCompressor(state, setup.executor, train_tables=True), self.period)
-        rounds.run(task, min(self.rounds, steps))
+        count = min(self.rounds or _defaults(setup).rounds, steps)
+        rounds.run(task, count)
         found = replace(state, plan=rounds.compressor.planned(state.plan))
         before, after = rounds.distances[0], held_out_distance(setup, binding_of(found, setup.executor))
         metrics = _metrics(rounds, steps, after)
@@ -110,7 +136,8 @@ class FineTune:
             tried = ", ".join(f"{v:.4f} at rate {r:g}" for v, r in zip(rounds.distances[1:], rounds.rates, strict=True))
             note = f"training did not help on samples it has not seen: {before:.4f}, behind the rounds {tried}"
             return PassResult(state, self._report(metrics, note))
-        options = {**self._options(), **(rounds.records[0].options if rounds.records else {}), "steps": steps}
+        found_options = rounds.records[0].options if rounds.records else {}
+        options = {**self._options(), **found_options, "steps": steps, "rounds": count}
         report = replace(self._report(metrics, ""), changed=True, options=options)
         return PassResult(replace(found, plan=found.plan.signed(self.name, state.plan)), report)
 
@@ -125,18 +152,17 @@ class FineTune:
         return max(MIN_STEPS, int((seconds - record.seconds) / max(each, 1e-6)))
 
     def _schedule(self, setup: SearchSetup, seed: int) -> Schedule:
-        """Return how a probe is trained; tokens are trained on in half precision where the machine computes in it."""
-        from qcompiler.executor.setup import reads_tokens
+        """Return how a probe is trained."""
         from qcompiler.training.driver import Schedule
 
-        tokens = reads_tokens(setup.executor)
+        usual = _defaults(setup)
         return Schedule(
             steps=PROBE_STEPS,
-            batch_rows=1 if setup.axes is None else self.rows or (TOKEN_ROWS if tokens else ROWS),
-            learning_rate=self.rate,
-            feature_weight=self.features,
+            batch_rows=1 if setup.axes is None else self.rows or usual.rows,
+            learning_rate=self.rate or usual.rate,
+            feature_weight=usual.features if self.features < 0 else self.features,
             augment=self.augment,
-            half=tokens,
+            half=usual.half,
             seed=seed,
         )
 
@@ -152,6 +178,12 @@ class FineTune:
     def _report(self, metrics: tuple[Metric, ...], note: str) -> PassReport:
         notes = (note,) if note else ()
         return PassReport(name=self.name, changed=False, options=self._options(), metrics=metrics, notes=notes)
+
+
+def _defaults(setup: SearchSetup) -> _Defaults:
+    from qcompiler.executor.setup import reads_tokens
+
+    return TOKENS if reads_tokens(setup.executor) else IMAGES
 
 
 def _metrics(rounds: Rounds, steps: int, after: float) -> tuple[Metric, ...]:

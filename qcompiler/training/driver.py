@@ -62,6 +62,7 @@ class Task:
         distills: the distance from the float model counts; False learns from the labels alone.
         schedule: how long and how fast.
         finished: asked before every mini-batch; True ends the training early.
+        gone: the share of the time that is over; where it is ahead of the mini-batches, the learning rate follows it.
         progress: told the number of the step.
     """
 
@@ -73,6 +74,7 @@ class Task:
     distills: bool = True
     schedule: Schedule = Schedule()
     finished: Callable[[], bool] = lambda: False
+    gone: Callable[[], float] = lambda: 0.0
     progress: Callable[[int], None] = lambda step: None
 
 
@@ -134,8 +136,9 @@ def fine_tune(model: TorchExecutor, compressor: Compressor, period: int, task: T
     for step in range(plan.steps):
         if task.finished():
             break
+        over = min(max(step / plan.steps, task.gone()), 1.0)
         for group in optimizer.param_groups:
-            group["lr"] = plan.learning_rate * 0.5 * (1 + math.cos(math.pi * step / plan.steps))
+            group["lr"] = plan.learning_rate * 0.5 * (1 + math.cos(math.pi * over))
         binding = compressor.compressed(task.base) if period == 1 else compressor.loose(task.base)
         loss = matcher.loss(binding, generator)
         optimizer.zero_grad(set_to_none=True)

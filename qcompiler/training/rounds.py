@@ -55,8 +55,12 @@ class Rounds:
             if task.finished():
                 break
             plan = replace(task.schedule, steps=steps, learning_rate=rate, seed=task.schedule.seed + number)
-            done = number * steps
-            part = replace(task, schedule=plan, progress=lambda step, done=done: task.progress(done + step))  # type: ignore[misc]
+            part = replace(
+                task,
+                schedule=plan,
+                progress=lambda step, done=number * steps: task.progress(done + step),  # type: ignore[misc]
+                gone=lambda before=number: task.gone() * count - before,  # type: ignore[misc]
+            )
             self.rates.append(rate)
             self.compressor.fixed_codes = number == 0 and count > 1
             self.records.append(fine_tune(self.setup.executor, self.compressor, self.period, part))

@@ -87,6 +87,19 @@ def test_it_ends_when_it_is_told_to(case):
     assert fine_tune(setup.executor, LevelCompressor(state, setup.executor), 1, told).steps == 2
 
 
+def test_the_learning_rate_falls_with_the_time_where_that_is_ahead(case):
+    state, _, setup = case
+    ends = []
+    for over in (0.0, 1.0):
+        compressor = LevelCompressor(state, setup.executor)
+        before = [leaf.detach().clone() for leaf in compressor.leaves()]
+        given = replace(task(setup, state, steps=4), gone=lambda over=over: over)
+        fine_tune(setup.executor, compressor, 1, given)
+        ends.append(sum(float((a.detach() - b).abs().sum()) for a, b in zip(compressor.leaves(), before, strict=True)))
+    assert ends[0] > 0.0
+    assert ends[1] == 0.0
+
+
 def test_a_period_below_one_is_refused(case):
     state, _, setup = case
     with pytest.raises(QCompileError, match="period"):

@@ -113,7 +113,8 @@ def test_sentences_are_trained_on_in_larger_batches_than_images():
     tokens, images = scheduled(sentence_net(), sentence_data()), scheduled(conv_net(), samples(start(conv_net()).model))
     assert (tokens.batch_rows, tokens.half) == (64, True)
     assert (images.batch_rows, images.half) == (16, False)
-    assert scheduled(sentence_net(), sentence_data(), "{rows=5}").batch_rows == 5
+    asked = scheduled(sentence_net(), sentence_data(), "{rows=5,rate=0.5,features=0.0}")
+    assert (asked.batch_rows, asked.learning_rate, asked.feature_weight) == (5, 0.5, 0.0)
 
 
 def test_half_precision_is_that_of_products_alone():
