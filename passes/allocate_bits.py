@@ -26,6 +26,9 @@ from qcompiler.state import Context, Fact, State
 FULL = 8
 DOUBT = 0.01
 """Share of a file that solvers may yet save, by tables of levels that layers share."""
+SOLVED_SHARE = 0.4
+"""What solvers leave of the loss of layers whose codes are the nearest levels: about what they left on two Transformers
+at 2 to 4 bits (see docs/solvers.md). It counts where layers are compared with tables, whose codes are final."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,13 +223,16 @@ def _with_tables(search: BitSearch, state: State, context: Context) -> tuple[Bit
 
 
 def _together(search: BitSearch, trade: TableTrade, size: int, context: Context) -> float | None:
-    """Return the predicted loss of layers and tables with tables of a size, None where the layers do not fit."""
+    """Return the predicted loss of layers and tables with tables of a size, None where the layers do not fit.
+
+    Layers are measured with codes at the nearest levels, and solved later; rows of tables are what they will be.
+    """
     fixed = search.fixed_bytes - trade.planned_bytes + size
     try:
         layers = _budgeted(replace(search, fixed_bytes=fixed), context.recipe)
     except UsageError:
         return None
-    return layers.loss + trade.loss(size)
+    return SOLVED_SHARE * layers.loss + trade.loss(size)
 
 
 def _chosen(search: BitSearch, state: State, context: Context) -> BitSearch:
