@@ -136,8 +136,8 @@ class FineTune:
             tried = ", ".join(f"{v:.4f} at rate {r:g}" for v, r in zip(rounds.distances[1:], rounds.rates, strict=True))
             note = f"training did not help on samples it has not seen: {before:.4f}, behind the rounds {tried}"
             return PassResult(state, self._report(metrics, note))
-        found_options = rounds.records[0].options if rounds.records else {}
-        options = {**self._options(), **found_options, "steps": steps, "rounds": count}
+        how = rounds.records[0].options if rounds.records else {}
+        options = {"steps": steps, "period": self.period, "rounds": count, **how}
         report = replace(self._report(metrics, ""), changed=True, options=options)
         return PassResult(replace(found, plan=found.plan.signed(self.name, state.plan)), report)
 
@@ -166,18 +166,10 @@ class FineTune:
             seed=seed,
         )
 
-    def _options(self) -> dict[str, bool | int | float | str]:
-        return {
-            "steps": self.steps,
-            "period": self.period,
-            "rate": self.rate,
-            "features": self.features,
-            "rounds": self.rounds,
-        }
-
     def _report(self, metrics: tuple[Metric, ...], note: str) -> PassReport:
         notes = (note,) if note else ()
-        return PassReport(name=self.name, changed=False, options=self._options(), metrics=metrics, notes=notes)
+        options = {"steps": self.steps, "period": self.period}
+        return PassReport(name=self.name, changed=False, options=options, metrics=metrics, notes=notes)
 
 
 def _defaults(setup: SearchSetup) -> _Defaults:

@@ -14,7 +14,7 @@ from qcompiler.recipe import Recipe
 from qcompiler.records import DataFacts, ModelFacts, PassReport, Verdict
 from qcompiler.report.digest import integer_phrase, stored_phrase, written_files
 from qcompiler.report.plan_facts import PlanFacts, pass_text
-from qcompiler.report.words import bytes_text, count, printable
+from qcompiler.report.words import by_kind, bytes_text, count, printable
 
 CARD_GROUPS: Mapping[str, tuple[str, ...]] = {
     "Weights": (
@@ -236,5 +236,6 @@ def _search(inputs: CardInputs) -> str:
     used = "synthetic inputs"
     if inputs.data is not None:
         used = f"{count(len(inputs.data.acceptance), 'acceptance sample')} (never those it is verified with)"
-    measured = f"; {count(len(choices), 'choice')} by measurement: {printable(', '.join(choices))}" if choices else ""
+    names = printable(", ".join(by_kind(choices)))
+    measured = f"; {count(len(choices), 'choice')} by measurement: {names}" if choices else ""
     return f"At effort {recipe.effort}, per network, judged on {used}. Passes: {ran}{measured}."

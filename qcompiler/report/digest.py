@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from qcompiler.records import CompileReport, Floor, LatencyComparison, LayerReport, MetricComparison, Verdict
-from qcompiler.report.words import bytes_text, count, figure, noise_share, printable, share, shorten
+from qcompiler.report.words import by_kind, bytes_text, count, figure, noise_share, printable, share, shorten
 
 _FLOAT = ("float", "weight_only")
 _PLANNED_NOT_RUN = "planned in integers, but the runtime kept it in float"
@@ -264,5 +264,5 @@ def origin(report: CompileReport) -> dict[str, str]:
         "command": " ".join(report.command) or "called from Python",
         "stages": ", ".join(f"{k} {v:.2f} s" for k, v in report.stage_seconds.items()) or "not timed",
     }
-    facts.update({f"choice {key}": value for key, value in report.choices.items()})
+    facts.update({f"choice {key}": value for key, value in by_kind(report.choices).items()})
     return facts

@@ -17,6 +17,8 @@ COMPUTE_OPS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul", "Einsum", "L
 RECTIFIERS = frozenset({"Relu", "Clip", "LeakyRelu", "PRelu", "HardSwish", "HardSigmoid"})
 CHOOSERS = ("allocate-bits", "repair")
 """Who chooses widths where the recipe leaves them open."""
+GRADIENTS = ("fine-tune", "reconstruct-blocks")
+"""Passes that train what the plan stores."""
 NO_WEIGHTS = "Does not apply: no weight is stored in integers."
 NO_ACTIVATIONS = "Does not apply: no activation has a fixed integer range"
 _HOW = {
@@ -85,7 +87,9 @@ class PlanFacts:
         rounding = (
             f"{count(codes, 'tensor')} with codes chosen by a search" if codes else "all codes rounded to nearest"
         )
-        return f"Ranges chosen by {self._deciders(weights)}; not learned by gradients; {rounding}."
+        names = ", ".join(p.name for p in self._training)
+        learned = f"learned by gradients in {names}" if names else "not learned by gradients"
+        return f"Ranges chosen by {self._deciders(weights)}; {learned}; {rounding}."
 
     def weight_correction(self) -> str:
         """Return whether means or variances are corrected."""
@@ -213,10 +217,17 @@ class PlanFacts:
         return f"Before quantization, by {by}: {done}{detail}. Statistics are not estimated again."
 
     def fine_tuning(self) -> str:
-        """Return that nothing is trained, and what was searched instead."""
+        """Return what was trained and how, or that nothing was and what was searched instead."""
         codes = sum(t.codes is not None for t in self.plan.tensors.values())
+        if self._training:
+            by = ", ".join(map(pass_text, self._training))
+            return f"By distillation from the original, on samples without labels: {by}."
         searched = f"; a search chose the codes of {count(codes, 'tensor')}" if codes else ""
         return f"None: no pass trains weights or ranges; no steps, optimizer or learning rate{searched}."
+
+    @property
+    def _training(self) -> list[PassReport]:
+        return [p for p in self.passes if p.name in GRADIENTS and p.changed]
 
     @property
     def _weights(self) -> list[TensorPlan]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
+from collections.abc import Mapping
 
 ELLIPSIS = "..."
 _BYTE_UNITS = ("B", "kB", "MB", "GB", "TB")
@@ -27,6 +29,23 @@ def shorten(text: str, width: int) -> str:
 def count(number: int, noun: str, plural: str = "") -> str:
     """Return a number with its noun, such as ``1 layer`` or ``2 layers``."""
     return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
+
+
+def by_kind(choices: Mapping[str, str]) -> dict[str, str]:
+    """Return choices with those of one kind taken together: ``form of A``, ``form of B`` become ``form of 2``.
+
+    Args:
+        choices: what was chosen by name; a kind is what stands before " of ".
+    """
+    kinds: dict[str, list[str]] = {}
+    for key in choices:
+        kinds.setdefault(key.partition(" of ")[0], []).append(key)
+    found = {}
+    for kind, keys in kinds.items():
+        tally = Counter(choices[key] for key in keys)
+        text = ", ".join(f"{value} {number}" for value, number in tally.items())
+        found.update({f"{kind} of {len(keys)}": text} if len(keys) > 1 else {keys[0]: choices[keys[0]]})
+    return found
 
 
 def bytes_text(size: float) -> str:

@@ -128,6 +128,19 @@ def test_corrections_and_searched_codes_are_counted():
     assert "correct-bias was switched off" in without
 
 
+def test_training_is_stated_where_there_was_some():
+    plan = CompressionPlan().with_tensors(TensorPlan(name="a", role=Role.WEIGHT, spec=S8))
+    trained = PassReport(name="fine-tune", changed=True, options={"steps": 120, "optimizer": "Adam"})
+    vain = PassReport(name="reconstruct-blocks", changed=False)
+    made = card(plan, passes=(trained, vain))
+    assert "fine-tune (steps=120, optimizer=Adam)" in made["Fine-tuning"]
+    assert "reconstruct" not in made["Fine-tuning"]
+    assert "; learned by gradients in fine-tune;" in made["Weight clipping"]
+    made = card(plan, passes=(vain,))
+    assert made["Fine-tuning"].startswith("None")
+    assert "not learned by gradients" in made["Weight clipping"]
+
+
 def test_first_and_last_layer_follow_the_graph_order():
     plan = CompressionPlan().with_nodes(
         node("a", "Conv", Precision.INTEGER),

@@ -71,3 +71,9 @@ def test_both_ends_of_a_long_name_survive():
 @pytest.mark.parametrize(("sqnr", "share"), [(0.0, 1.0), (20.0, 0.01), (-200.0, 1e6), (math.nan, 1e6)])
 def test_noise_share(sqnr, share):
     assert words.noise_share(sqnr) == pytest.approx(share)
+
+
+def test_choices_of_one_kind_are_taken_together():
+    choices = {"range": "wide", "form of a": "static", "form of b": "dynamic", "form of c": "static", "way of d": "x"}
+    assert words.by_kind(choices) == {"range": "wide", "form of 3": "static 2, dynamic 1", "way of d": "x"}
+    assert words.by_kind({}) == {}
