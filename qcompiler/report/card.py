@@ -13,7 +13,7 @@ from qcompiler.plan import CompressionPlan
 from qcompiler.recipe import Recipe
 from qcompiler.records import DataFacts, ModelFacts, PassReport, Verdict
 from qcompiler.report.digest import integer_phrase, stored_phrase, written_files
-from qcompiler.report.plan_facts import PlanFacts, pass_text
+from qcompiler.report.plan_facts import PlanFacts, pass_text, trainings
 from qcompiler.report.words import by_kind, bytes_text, count, printable
 
 CARD_GROUPS: Mapping[str, tuple[str, ...]] = {
@@ -138,8 +138,9 @@ def _samples(inputs: CardInputs) -> str:
     data, verdict = inputs.data, inputs.verdict
     if data is None:
         return f"None to calibrate, none to train: no data was given; compared on {_compared(verdict)}."
+    trained = "the same to train" if trainings(inputs.passes) else "0 to train"
     return (
-        f"{len(data.calibration):,} to calibrate, {len(data.acceptance):,} to accept a search, 0 to train, "
+        f"{len(data.calibration):,} to calibrate, {trained}, {len(data.acceptance):,} to accept a search, "
         f"of {data.samples:,}; compared on {_compared(verdict)}."
     )
 
@@ -160,8 +161,11 @@ def _split(inputs: CardInputs) -> str:
     data = inputs.data
     if data is None:
         return "Does not apply: no data was given."
+    trained = [(p.name, p.options) for p in trainings(inputs.passes)]
+    varied = [name for name, how in trained if how.get("augment") == "true" or how.get("copies", 1) != 1]
+    augmented = f"Floating-point samples are varied in {', '.join(varied)}" if varied else "No augmentation"
     return (
-        f"No augmentation. Drawn from {printable(data.source)} (fingerprint {printable(data.fingerprint)}); "
+        f"{augmented}. Drawn from {printable(data.source)} (fingerprint {printable(data.fingerprint)}); "
         f"the {len(data.calibration):,} calibration, {len(data.acceptance):,} acceptance and "
         f"{len(data.verification):,} verification samples are disjoint."
     )

@@ -42,6 +42,11 @@ def pass_text(report: PassReport) -> str:
     return printable(f"{report.name} ({options})" if options else report.name)
 
 
+def trainings(passes: Iterable[PassReport]) -> list[PassReport]:
+    """Return the passes that trained something."""
+    return [p for p in passes if p.name in GRADIENTS and p.changed]
+
+
 @dataclass(frozen=True, slots=True)
 class PlanFacts:
     """A plan with what is needed to explain it. Every method returns one answer of the card.
@@ -227,7 +232,7 @@ class PlanFacts:
 
     @property
     def _training(self) -> list[PassReport]:
-        return [p for p in self.passes if p.name in GRADIENTS and p.changed]
+        return trainings(self.passes)
 
     @property
     def _weights(self) -> list[TensorPlan]:

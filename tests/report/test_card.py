@@ -130,14 +130,18 @@ def test_corrections_and_searched_codes_are_counted():
 
 def test_training_is_stated_where_there_was_some():
     plan = CompressionPlan().with_tensors(TensorPlan(name="a", role=Role.WEIGHT, spec=S8))
-    trained = PassReport(name="fine-tune", changed=True, options={"steps": 120, "optimizer": "Adam"})
+    trained = PassReport(name="fine-tune", changed=True, options={"steps": 120, "augment": "true"})
     vain = PassReport(name="reconstruct-blocks", changed=False)
     made = card(plan, passes=(trained, vain))
-    assert "fine-tune (steps=120, optimizer=Adam)" in made["Fine-tuning"]
+    assert "fine-tune (steps=120, augment=true)" in made["Fine-tuning"]
+    assert "the same to train" in made["Number of samples"]
+    assert made["Augmentation and data split"].startswith("Floating-point samples are varied in fine-tune.")
     assert "reconstruct" not in made["Fine-tuning"]
     assert "; learned by gradients in fine-tune;" in made["Weight clipping"]
     made = card(plan, passes=(vain,))
     assert made["Fine-tuning"].startswith("None")
+    assert "0 to train" in made["Number of samples"]
+    assert made["Augmentation and data split"].startswith("No augmentation.")
     assert "not learned by gradients" in made["Weight clipping"]
 
 
