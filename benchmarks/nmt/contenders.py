@@ -100,7 +100,7 @@ CONTENDERS = (
     Contender(RIVAL, None),
     *(_contender(bits, "--bits", bits) for bits in ("W8A8", "W4A8", "W3A8", "W2A8")),
     _contender("W8A8 --decode", "--bits", "W8A8", "--decode"),
-    _contender("9.5x", "--max-size", "2.58MB", "--passes", ON_PREFIX, *_rows(1, 3, "700KB")),
+    _contender("9.5x", "--max-size", "2.58MB", *_rows(1, 3, "700KB")),
     _contender("11.8x", "--max-size", "2.09MB", "--passes", ON_PREFIX, *_rows(1, 3, "600KB")),
     _contender("11.8x distilled", "--fine-tune", str(MINUTES), samples=TRAINED_ON, start="11.8x"),
     _contender(PAPER, "--bits", "W4A8", "--passes", CLUSTERS, *_rows(1, 4, "700KB"), bits=PAPER_BITS),

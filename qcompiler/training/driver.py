@@ -210,7 +210,7 @@ class _Matcher:
 
 def _products(*, half: bool) -> torch.autocast:
     """Return a context in which matrices are multiplied in bfloat16, if that is wanted and the processor does it."""
-    able = bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    able = torch.backends.mkldnn.is_available() and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
     return torch.autocast("cpu", dtype=torch.bfloat16, enabled=half and able)
 
 
