@@ -100,32 +100,11 @@ class FineTune:
     def _trained(self, state: State, context: Context, setup: SearchSetup) -> PassResult:
         from qcompiler.executor.binding import binding_of
         from qcompiler.training.compressor import LevelCompressor
-        from qcompiler.training.driver import Task
         from qcompiler.training.measure import held_out_distance
         from qcompiler.training.rounds import Rounds
 
-        base = binding_of(state, setup.executor)
-        task = Task(
-            samples=setup.samples,
-            outputs=setup.loss.outputs,
-            classes=setup.loss.classes,
-            base=base,
-            schedule=self._schedule(setup, context.recipe.seed),
-            finished=context.budget.spent,
-        )
-        seconds, started = 60.0 * context.recipe.fine_tune_minutes, time.monotonic()
-        steps = self.steps or (self._steps_in(state, setup, task, seconds) if seconds else DEFAULT_STEPS)
-
-        def gone() -> float:
-            return (time.monotonic() - started) / seconds if seconds else 0.0
-
-        task = replace(
-            task,
-            schedule=replace(task.schedule, steps=steps),
-            progress=lambda step: context.progress("fine-tuning", step, steps),
-            finished=lambda: context.budget.spent() or gone() > 1,
-            gone=gone,
-        )
+        task = self._task(state, context, setup)
+        steps = task.schedule.steps
         rounds = Rounds(setup, LevelCompressor(state, setup.executor, train_tables=True), self.period)
         count = min(self.rounds or _defaults(setup).rounds, steps)
         rounds.run(task, count)
@@ -140,6 +119,33 @@ class FineTune:
         options = {"steps": steps, "period": self.period, "rounds": count, **how}
         report = replace(self._report(metrics, ""), changed=True, options=options)
         return PassResult(replace(found, plan=found.plan.signed(self.name, state.plan)), report)
+
+    def _task(self, state: State, context: Context, setup: SearchSetup) -> Task:
+        """Return what is trained and for how long; with minutes to go by, the clock ends it."""
+        from qcompiler.executor.binding import binding_of
+        from qcompiler.training.driver import Task
+
+        task = Task(
+            samples=setup.samples,
+            outputs=setup.loss.outputs,
+            classes=setup.loss.classes,
+            base=binding_of(state, setup.executor),
+            schedule=self._schedule(setup, context.recipe.seed),
+            finished=context.budget.spent,
+        )
+        seconds, started = 60.0 * context.recipe.fine_tune_minutes, time.monotonic()
+        steps = self.steps or (self._steps_in(state, setup, task, seconds) if seconds else DEFAULT_STEPS)
+
+        def gone() -> float:
+            return (time.monotonic() - started) / seconds if seconds else 0.0
+
+        return replace(
+            task,
+            schedule=replace(task.schedule, steps=steps),
+            progress=lambda step: context.progress("fine-tuning", step, steps),
+            finished=lambda: context.budget.spent() or gone() > 1,
+            gone=gone,
+        )
 
     def _steps_in(self, state: State, setup: SearchSetup, task: Task, seconds: float) -> int:
         """Return how many mini-batches fit into a time, from the time that a few take."""

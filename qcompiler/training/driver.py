@@ -155,14 +155,19 @@ def fine_tune(model: TorchExecutor, compressor: Compressor, period: int, task: T
         period=period,
         losses=_condensed(losses),
         features=len(matcher.features),
-        options={
-            **{"optimizer": "Adam, moments kept at projections", "beta1": BETAS[0], "beta2": BETAS[1]},
-            **{"learning rate": plan.learning_rate, "decay": "half a cosine", "batch rows": plan.batch_rows},
-            **{"feature weight": plan.feature_weight, "augment": str(plan.augment).lower(), "seed": plan.seed},
-            **{"half precision": str(plan.half).lower()},
-        },
+        options=_options(plan),
         seconds=time.perf_counter() - started,
     )
+
+
+def _options(plan: Schedule) -> dict[str, float | int | str]:
+    """Return what a result depends on, for a report."""
+    return {
+        **{"optimizer": "Adam, moments kept at projections", "beta1": BETAS[0], "beta2": BETAS[1]},
+        **{"learning rate": plan.learning_rate, "decay": "half a cosine", "batch rows": plan.batch_rows},
+        **{"feature weight": plan.feature_weight, "augment": str(plan.augment).lower(), "seed": plan.seed},
+        **{"half precision": str(plan.half).lower()},
+    }
 
 
 class _Matcher:
