@@ -85,8 +85,7 @@ class RowCodes:
         """Return the bytes of everything that is stored, the map of rows among them."""
         ranks = 0 if self.uniform else self.rows * self.rank_dtype.itemsize
         arrays = (*self.planes, *self.scales, self.tables, self.mean)
-        mixed = 0 if self.transform is None else packed_bytes(self.transform.size, TRANSFORM_BITS)
-        return ranks + mixed + sum(array.nbytes for array in arrays)
+        return ranks + transform_bytes(self.transform) + sum(array.nbytes for array in arrays)
 
     def plane_tables(self) -> NDArray[np.float32]:
         """Return what the bytes of every plane stand for, float32 of shape (planes, 256, 8)."""
@@ -173,6 +172,11 @@ class RowCodes:
         )
         made.check()
         return made
+
+
+def transform_bytes(transform: NDArray[np.int8] | None) -> int:
+    """Return what a transform takes in a file."""
+    return 0 if transform is None else packed_bytes(transform.size, TRANSFORM_BITS)
 
 
 def _scaled(values: NDArray[np.float32], scale: NDArray[np.floating]) -> NDArray[np.float32]:

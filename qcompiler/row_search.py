@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from qcompiler.codec.bits import pack, packed_bytes
+from qcompiler.codec.bits import pack
 from qcompiler.codec.planes import pack_planes, row_order, rows_with
 from qcompiler.quant.row_bits import RowAllocation, best_bits
 from qcompiler.quant.rows import (
@@ -31,7 +31,7 @@ from qcompiler.quant.transform import (
     exact_words,
     integer_transform,
 )
-from qcompiler.row_codes import RowCodes, RowKind
+from qcompiler.row_codes import RowCodes, RowKind, transform_bytes
 
 LARGEST_BLOCK, SMALLEST_BLOCK = 128, 16
 """Columns that share a scale on a grid: powers of two that the runtime takes."""
@@ -230,11 +230,6 @@ def _words(problem: RowProblem, rows: Rows, planes: int) -> NDArray[np.float32]:
         return np.zeros((0, 256, GROUP), np.float32)
     words = learn_words(rows, planes, problem.seed)
     return words if problem.transform is None else exact_words(words, problem.transform)
-
-
-def transform_bytes(transform: NDArray[np.int8] | None) -> int:
-    """Return what a transform takes in a file."""
-    return 0 if transform is None else packed_bytes(transform.size, TRANSFORM_BITS)
 
 
 def with_transform(problem: RowProblem) -> RowProblem:

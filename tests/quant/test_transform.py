@@ -9,8 +9,8 @@ import pytest
 
 from qcompiler.quant.row_bits import best_bits
 from qcompiler.quant.transform import LARGEST, chance_gain, coding_gain, covariance, exact_words, integer_transform
-from qcompiler.row_codes import RowKind
-from qcompiler.row_search import RowProblem, candidates, lost_share, transform_bytes, with_transform
+from qcompiler.row_codes import RowKind, transform_bytes
+from qcompiler.row_search import RowProblem, candidates, lost_share, with_transform
 
 COLUMNS = 32
 
