@@ -75,6 +75,15 @@ def test_a_round_that_gains_is_followed_by_one_at_half_the_rate(case):
     assert rounds.rates == [0.02, 0.01]
 
 
+def test_every_round_has_its_part_of_the_time(case):
+    rounds, _ = rounds_of(case, 0.02, count=2, gone=lambda: 1.0)
+    assert rounds.distances == [rounds.distances[0]] * 3  # the time is over: nothing moves
+    rounds, _ = rounds_of(case, 0.02, count=2, gone=lambda: 0.5)
+    first, second = rounds.distances[1:]
+    assert first == rounds.distances[0]  # its half is over
+    assert second < first  # and this one's has just begun
+
+
 def test_no_round_begins_when_the_time_is_over(case):
     assert rounds_of(case, 0.02, finished=lambda: True)[0].records == []
 
