@@ -46,17 +46,18 @@ def compile_for_board(board: str, model: Path, calibration: Path, folder: Path, 
     return _compiled(f"qcompile -O{effort}", words, folder / f"{board}-O{effort}")
 
 
-def run_with_words(name: str, model: Path, calibration: Path, words: list[str], output: Path) -> ToolRun:
+def run_with_words(name: str, model: Path, calibration: Path | None, words: list[str], output: Path) -> ToolRun:
     """Compile a model with given options; what the compiler's gate refuses counts as in ``run_qcompile``.
 
     Args:
         name: of the run, for the tables.
         model: the float model.
-        calibration: .npz of arrays by input name, samples first.
+        calibration: .npz of arrays by input name, samples first; None compiles without data.
         words: options of the command line.
         output: the folder to write.
     """
-    return _compiled(name, [str(model), "--data", str(calibration), *words], output)
+    data = [] if calibration is None else ["--data", str(calibration)]
+    return _compiled(name, [str(model), *data, *words], output)
 
 
 def _compiled(name: str, words: list[str], output: Path) -> ToolRun:

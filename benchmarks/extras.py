@@ -31,6 +31,8 @@ LARGE = "matmul_stack"
 
 _WINDOW = 512
 _CONTEXT = 64
+SPEECH_SAMPLES = _WINDOW + _CONTEXT
+"""What the voice activity detector takes at once."""
 _SPEECH_THRESHOLD = 0.5
 _SPEECH_RATE = 16000
 _CALIBRATION_SENTENCES = 100
@@ -46,7 +48,7 @@ def speech_section(data: Path, scratch: Path, hidden: Mapping[str, str]) -> str:
     """
     original = data / "models" / f"{SILERO}.onnx"
     samples = readers.speech(data / "audio" / "speech_20s.wav")
-    feed = _speech_feed(samples[: _WINDOW + _CONTEXT], _silence())
+    feed = speech_feed(samples[:SPEECH_SAMPLES], silence())
     runs = [scorable(original, run_qcompile(original, None, scratch), feed)]
     paths = _files(original, runs)
     sessions = [open_session(path) for path in paths]
@@ -63,20 +65,22 @@ def speech_section(data: Path, scratch: Path, hidden: Mapping[str, str]) -> str:
     return f"### {SILERO}\n\n{wrapped(about)}\n\n{_table(header, rows, runs, hidden)}"
 
 
-def _silence() -> Array:
+def silence() -> Array:
+    """Return the state of the voice activity detector before anything was said."""
     return np.zeros((2, 1, 128), dtype=np.float32)
 
 
-def _speech_feed(window: Array, state: Array) -> Arrays:
+def speech_feed(window: Array, state: Array) -> Arrays:
+    """Return the inputs of the voice activity detector for one window behind its context."""
     return {"input": window[None], "state": state, "sr": np.array(_SPEECH_RATE, dtype=np.int64)}
 
 
 def _speech_probabilities(session: ort.InferenceSession, samples: Array) -> Array:
     padded = np.concatenate([np.zeros(_CONTEXT, dtype=np.float32), samples])
-    state, probabilities = _silence(), []
+    state, probabilities = silence(), []
     for start in range(0, len(samples) - _WINDOW + 1, _WINDOW):
         window = padded[start : start + _CONTEXT + _WINDOW]
-        output, state = session.run(["output", "stateN"], _speech_feed(window, state))
+        output, state = session.run(["output", "stateN"], speech_feed(window, state))
         probabilities.append(float(output.item()))
     return np.array(probabilities)
 
@@ -85,7 +89,7 @@ def text_section(data: Path, scratch: Path, hidden: Mapping[str, str], all_pairs
     """Return the sentence-embedding model: Spearman correlation with the gold, before and after."""
     original = data / "models" / f"{MINILM}.onnx"
     calibration = scratch / "calibration.npz"
-    readers.save_arrays(calibration, _caption_tokens(data))
+    readers.save_arrays(calibration, caption_tokens(data))
     sentences, gold, available = _scoring_pairs(data, None if all_pairs else _DEFAULT_PAIRS)
     runs = [run_rival(DYNAMIC, original, calibration, scratch), run_qcompile(original, calibration, scratch)]
     runs = [scorable(original, run, sentences[0]) for run in runs]
@@ -106,7 +110,8 @@ def text_section(data: Path, scratch: Path, hidden: Mapping[str, str], all_pairs
     return f"### {MINILM}\n\n{wrapped(about)}\n\n{_table(header, rows, runs, hidden)}"
 
 
-def _caption_tokens(data: Path) -> Arrays:
+def caption_tokens(data: Path) -> Arrays:
+    """Return the captions that calibrate the text model, as its inputs."""
     captions = readers.gzip_lines(data / "text/multi30k/train.lc.norm.tok.en.gz", _CALIBRATION_SENTENCES)
     return _padded(readers.tokenize(data / "text/minilm_tokenizer.json", captions))
 

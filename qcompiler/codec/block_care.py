@@ -46,7 +46,9 @@ class Care:
 
 def starts_of(places: NDArray[np.int64], count: int) -> NDArray[np.int64]:
     """Return where each of ``count`` places begins in a sorted list of places, int64 of shape (count + 1,)."""
-    return np.searchsorted(places, np.arange(count + 1)).astype(np.int64)
+    starts = np.zeros(count + 1, np.int64)
+    np.cumsum(np.bincount(places, minlength=count), out=starts[1:])
+    return starts
 
 
 def crowded(places: NDArray[np.int64], window: int, most: int) -> NDArray[np.bool_]:

@@ -67,7 +67,7 @@ def _searched(code: XorCode, care: Care, plane: int) -> tuple[NDArray[np.uint8],
     steps = care.blocks * SYMBOL_BITS
     starts = starts_of(_steps(code, care), steps)
     costs, way = np.zeros(PLANES * WORDS, np.uint64), _scratch((steps, WORDS), np.uint64)
-    _, over = forward(starts, code.taps[care.row], np.ascontiguousarray(care.bits[:, plane]), costs, way)
+    _, over = forward(starts, code.oldest_first[care.row], np.ascontiguousarray(care.bits[:, plane]), costs, way)
     bits = np.empty(MEMORY + steps, np.uint8)
     backward(way, best_state(costs, steps), bits)
     unused = np.zeros(code.registers * SYMBOL_BITS - MEMORY, np.uint8)

@@ -139,8 +139,8 @@ def even_geometry(code: XorCode, kept: NDArray[np.bool_]) -> Geometry:
     """Return an interleaved geometry whose blocks hold about equally many unpruned weights.
 
     Where the number of blocks is near a multiple or a fraction of the length of rows, blocks follow columns, and
-    columns may differ in density. Up to 2 % more blocks are tried then, and the first number taken that leaves what
-    chance alone would, or else the best.
+    columns may differ in density. Up to 2 % more blocks are tried then, and the first number taken that leaves about
+    what chance alone would, or else the best.
 
     Args:
         code: the code to use.
@@ -154,7 +154,7 @@ def even_geometry(code: XorCode, kept: NDArray[np.bool_]) -> Geometry:
         variation = density_variation(kept, tried)
         if variation < 0.98 * least:
             best, least = tried, variation
-        if least <= chance:
+        if least <= 1.02 * chance:
             break
     return best
 

@@ -22,6 +22,7 @@ _U64: TypeAlias = NDArray[np.uint64]
 WORDS, HALF = 64, 32
 RING = MEMORY - 1
 """Places that all bits but the newest go through."""
+_RING_BITS = (1 << RING) - 1
 PLANES = 5
 LARGEST_COST = (1 << PLANES) - 1
 """A state costs at most so much more than the cheapest: as many as there are unpruned outputs in 13 steps."""
@@ -208,11 +209,10 @@ def _lower(costs: _U64) -> bool:
 @compiled
 def _pattern(tap: int, bit: int, step: int) -> tuple[_U64, np.uint64, _Turned]:
     """Return which pairs of states mismatch an output, and what the newest and the oldest bit do to that."""
-    mask = 0
-    for lag in range(1, MEMORY):
-        mask |= (tap >> lag & 1) << ((step - lag + 1) % RING)
+    ring, turn = tap >> 1 & _RING_BITS, (step + 1) % RING
+    mask = (ring << turn | ring >> (RING - turn)) & _RING_BITS
     lanes = LANES[mask & 63]
-    newest, oldest = (_ALL if tap & 1 else _NONE), (_ALL if tap >> MEMORY & 1 else _NONE)
+    newest, oldest = (_ALL if tap >> MEMORY & 1 else _NONE), (_ALL if tap & 1 else _NONE)
     return WORD_MASKS[mask >> 6], (~lanes if bit else lanes), (newest, oldest)
 
 
@@ -224,7 +224,7 @@ def forward(
 
     Args:
         starts: int64 of shape (steps + 1,): where the unpruned outputs of each step begin.
-        taps: int64 of shape (outputs,): bit ``lag`` connects to the bit that entered ``lag`` steps before.
+        taps: int64 of shape (outputs,): bit ``12 - lag`` connects to the bit that entered ``lag`` steps before.
         bits: uint8 0 or 1 of shape (outputs,): what the outputs are to be.
         costs: uint64 zeros of shape (5 * 64,), plane by plane; after it, what the cheapest way into
             every state mismatches.

@@ -158,6 +158,12 @@ class XorCode:
         found = (self.network.rows.astype(np.int64)[:, None] >> np.asarray(places)) & 1
         return np.asarray((found << np.arange(MEMORY + 1)).sum(1))
 
+    @cached_property
+    def oldest_first(self) -> NDArray[np.int64]:
+        """Return the same, the oldest bit first: int64 (outputs,), bit ``12 - k`` is that ``k`` bits before."""
+        lags = np.arange(MEMORY + 1)
+        return np.asarray(((self.taps[:, None] >> lags & 1) << (MEMORY - lags)).sum(1))
+
     def _allowed(self, row: int) -> int:
         """Return which bits an output may see."""
         if self.name != TRELLIS:

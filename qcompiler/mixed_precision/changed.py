@@ -30,7 +30,7 @@ def with_weight(state: State, nodes: Sequence[ir.Node], name: str, array: NDArra
     stored = array if dtype is None else array.astype(dtype.numpy())
     value = add_initializer(model.graph, fresh_name(taken, f"{name}_changed"), stored)
     plan = _corrections(state, nodes, array)
-    for node in list(model.graph):
+    for node in list(ir.traversal.RecursiveGraphIterator(model.graph)):
         if node.name in users and node.inputs[1] is not None and node.inputs[1].name == name:
             node.replace_input_with(1, value)
             correct_bias(model.graph, node, plan, taken)

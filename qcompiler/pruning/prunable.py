@@ -66,17 +66,17 @@ def prunable(
         methods: names in ``METHODS`` that are wanted, best last.
         limit: multiply-accumulates that a method may take on one weight.
     """
-    users, main = weight_users(state.model), set(state.model.graph)
+    users = weight_users(state.model)
     room = context.recipe.max_memory_bytes or MEMORY
     fitting, skipped = [], []
     for name, uses in users.items():
         entry = state.plan.tensors.get(name)
         if entry is None or entry.role is not Role.WEIGHT or entry.spec is None:
             continue
-        inside = all(n in main and i == 1 and n.op_type in MULTIPLIED for n, i in uses)
+        multiplied = all(i == 1 and n.op_type in MULTIPLIED for n, i in uses)
         value = uses[0][0].inputs[uses[0][1]]
         size = value.const_value.size if value is not None and value.const_value is not None else 0
-        refusal = _refusal(entry, size, room, inside=inside)
+        refusal = _refusal(entry, size, room, multiplied=multiplied)
         if refusal:
             skipped.append(Skip(name, refusal))
         else:
@@ -85,9 +85,9 @@ def prunable(
     return [_with_method(w, context, methods, limit, room) for w in found], tuple(skipped)
 
 
-def _refusal(entry: TensorPlan, size: int, room: int, *, inside: bool) -> str:
+def _refusal(entry: TensorPlan, size: int, room: int, *, multiplied: bool) -> str:
     """Return why a weight is not pruned at all, or ""."""
-    if not inside:
+    if not multiplied:
         return "left dense: only weights of Conv, Gemm and MatMul are pruned"
     if entry.spec is not None and entry.spec.num_bits not in WIDTHS:
         return "left dense: codes of one bit have no 0"

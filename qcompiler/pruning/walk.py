@@ -254,7 +254,8 @@ def _write(model: ir.Model, weight: Prunable, removed: Removed, state: State) ->
     array = dequantize(entry.codes, entry.scale, entry.zero_point, entry.spec.axis)
     plan = CompressionPlan().with_tensors(*removed.biases)
     names = {n.name for n in weight.nodes}
-    nodes = [n for n in model.graph if n.name in names]
+    everywhere = ir.traversal.RecursiveGraphIterator(model.graph)
+    nodes = [n for n in everywhere if n.name in names and n.inputs[1] is not None and n.inputs[1].name == entry.name]
     dtype = nodes[0].inputs[1].dtype if nodes[0].inputs[1] is not None else None
     stored = array if dtype is None else array.astype(dtype.numpy())
     value = add_initializer(model.graph, fresh_name(taken, f"{entry.name}_pruned"), stored)

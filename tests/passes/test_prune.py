@@ -16,6 +16,7 @@ from qcompiler.plan import CompressionPlan, Role
 from qcompiler.pruning.choice import best_way, ways_to_divide
 from qcompiler.pruning.curves import measured_curves
 from qcompiler.pruning.prunable import prunable
+from qcompiler.pruning.walk import Walk
 from qcompiler.quant.grid import dequantize
 from qcompiler.recipe import Floors, MatchRule, Recipe, bits_fields
 from qcompiler.records import Floor, Verdict
@@ -26,8 +27,9 @@ from qcompiler.runtime.available import check_target
 from qcompiler.runtime.capture import Executor
 from qcompiler.sparsity import parse_sparsity
 from qcompiler.trials.acceptance import FileSize
-from tests.compiling import lowered, run_passes, samples, start
+from tests.compiling import lowered, outputs, run_passes, samples, start
 from tests.models import FLOAT, build, conv_net, token_net
+from tests.passes.test_pack_bits import wider_branches, wider_loop
 from tests.passes.test_solve_codes import mixed_net
 
 READY = ("fold-batch-norm", "place", "observe", "scale-weights")
@@ -212,6 +214,22 @@ def test_products_without_bias_are_pruned_too():
     found = [t for t in weights(after.plan).values() if t.sparsity is not None]
     assert found
     assert all(t.sparsity < 1 for t in found)
+
+
+@pytest.mark.parametrize("proto", [wider_branches(), wider_loop()], ids=["If", "Loop"])
+def test_weights_inside_graphs_lose_their_smallest_and_the_float_model_with_them_is_measured(proto):
+    state, after, report, where = pruned(proto, "0.6")
+    found = {name: t.sparsity for name, t in weights(after.plan).items()}
+    assert found
+    assert all(share == pytest.approx(0.6, abs=0.25) for share in found.values())
+    assert {row.note.partition(":")[0] for row in report.tables[0].rows} == {"magnitude"}
+    entries, context = prunable(state, where, ["magnitude"], 1e12)[0], where
+    walk = Walk(state, context, dict.fromkeys(found, 0.6), None, "prune")
+    _, model = walk.run(entries)
+    feeds = where.calibration.samples
+    assert any(not np.array_equal(outputs(model, f)[0], outputs(state.model, f)[0]) for f in feeds)
+    (curve, *_) = measured_curves(state, entries, context, None).ways.popitem()[1]
+    assert curve.slope > 0
 
 
 def test_a_file_size_decides_the_sparsity():
