@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar, TypeAlias
 
@@ -24,7 +25,7 @@ from qcompiler.plan import CompressionPlan, TensorPlan
 from qcompiler.protocols import PassKind, PassResult
 from qcompiler.records import Metric, PassReport, Skip, Table, TableRow
 from qcompiler.state import Context, Fact, State
-from qcompiler.unpacking.encoded import AUTO, F2F, FORMATS, FoldLimits, SparseWeight
+from qcompiler.unpacking.encoded import AUTO, F2F, FORMATS, FoldLimits, SparseWeight, decoded, smallest_together
 from qcompiler.unpacking.export import mark_streams
 from qcompiler.unpacking.numbering import numbering
 from qcompiler.unpacking.writer import MIN_OPSET, Unpacker
@@ -35,6 +36,14 @@ _COLUMNS = (DENSE, CSR, RELATIVE, BITMASK, CODED, DELTA, ENTROPY, F2F)
 _FALL_BACK = {F2F: (BITMASK, DELTA), BITMASK: (DELTA,), DELTA: ()}
 _Found: TypeAlias = list[tuple[ir.Value, SparseWeight]]
 _Row: TypeAlias = tuple[float | None, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Choice:
+    """A format, and why it is not the one that was asked for, or ""."""
+
+    format: str
+    why: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,28 +87,24 @@ class SparseEncode:
             return PassResult(state, PassReport(name=self.name, changed=False))
         wanted = self.format or context.recipe.sparse_format
         notes = self._encode(found, wanted, context)
-        limits, taken = FoldLimits(self.largest_mib << 20, self.peak_mib << 20), 0
-        writer, chosen, skipped = Unpacker(model.graph, value_names(model)), [], []
-        for value, weight in found:
-            asked = state.plan.tensors[weight.name].encoding or wanted
-            name, why = _choice(weight, asked, limits, taken)
-            if model.opset_imports.get("", 0) < MIN_OPSET:
-                name, why = DENSE, f"needs opset {MIN_OPSET} or newer"
-            chosen.append(name)
-            if why or name == DENSE:
-                skipped.append(Skip(weight.name, f"stored {_as(name)}: {why or 'zeros cost less than their places'}"))
-            if name != DENSE:
-                _replace(writer, value, weight, name)
-                taken += weight.load_bytes(name)[1]
-        writer.place()
-        changed = any(name != DENSE for name in chosen)
+        limits, opset = FoldLimits(self.largest_mib << 20, self.peak_mib << 20), model.opset_imports.get("", 0)
+        asked = [state.plan.tensors[weight.name].encoding or wanted for _, weight in found]
+        chosen = _choices([w for _, w in found], asked, limits, opset)
+        skipped = [
+            Skip(w.name, f"stored {_as(c.format)}: {c.why or 'zeros cost less than their places'}")
+            for (_, w), c in zip(found, chosen, strict=True)
+            if c.why or c.format == DENSE
+        ]
+        names = [c.format for c in chosen]
+        stored = _written(model, [(v, w, n) for (v, w), n in zip(found, names, strict=True)], limits)
+        changed = any(name != DENSE for name in names)
         report = PassReport(
             name=self.name,
             changed=changed,
-            metrics=_metrics([w for _, w in found], chosen, taken),
+            metrics=_metrics([w for _, w in found], names, stored),
             skipped=tuple(skipped),
             notes=tuple(notes),
-            tables=tuple(_tables([w for _, w in found], chosen)),
+            tables=tuple(_tables([w for _, w in found], names)),
         )
         return PassResult(replace(state, model=model) if changed else state, report)
 
@@ -157,27 +162,76 @@ def _weight(value: ir.Value, entry: TensorPlan) -> SparseWeight:
     return SparseWeight(entry.name, known.numbers(tensor_array(value.const_value)), known)
 
 
-def _choice(weight: SparseWeight, asked: str, limits: FoldLimits, taken: int) -> tuple[str, str]:
-    """Return the format to store a weight in, and why it is not the one that was asked for."""
-    if asked == DENSE:
-        return DENSE, "as asked"
-    if asked == AUTO:
-        return weight.smallest(lambda name: weight.fits(name, limits, taken)), ""
+def _choices(weights: Sequence[SparseWeight], asked: Sequence[str], limits: FoldLimits, opset: int) -> list[_Choice]:
+    """Return the formats to store weights in."""
+    if opset < MIN_OPSET:
+        return [_Choice(DENSE, f"needs opset {MIN_OPSET} or newer") for _ in weights]
+    wanted = list(asked)
+    for together in _by_numbering([k for k, name in enumerate(asked) if name == AUTO], weights):
+        sizes = [weights[k].sizes(limits) for k in together]
+        for k, name in zip(together, smallest_together(sizes), strict=True):
+            wanted[k] = name
+    found, taken = [], 0
+    for weight, name, said in zip(weights, wanted, asked, strict=True):
+        choice = _choice(weight, name, limits, taken)
+        taken += weight.load_bytes(choice.format)[1]
+        found.append(replace(choice, why="as asked") if said == DENSE else choice)
+    return found
+
+
+def _choice(weight: SparseWeight, asked: str, limits: FoldLimits, taken: int) -> _Choice:
+    """Return the format to store a weight in beside others, whose decoding takes some bytes."""
     if asked == F2F and weight.streams is None:
-        return BITMASK, "its streams were not made in time"
+        return _Choice(BITMASK, "its streams were not made in time")
     if weight.fits(asked, limits, taken):
-        return asked, ""
+        return _Choice(asked, "")
     largest, together = weight.load_bytes(asked)
     why = f"decoding {_as(asked)} would take {together >> 20} MiB, {largest >> 20} MiB in one array, at every load"
     others = (name for name in _FALL_BACK[asked] if weight.fits(name, limits, taken))
-    return next(others, DENSE), why
+    return _Choice(next(others, DENSE), why)
 
 
-def _replace(writer: Unpacker, value: ir.Value, weight: SparseWeight, name: str) -> None:
-    codes = weight.decoded(writer, name)
-    writer.stand_for(value, codes)
-    if name == F2F and weight.streams is not None:
-        mark_streams(writer, weight.name, weight.streams)
+def _written(model: ir.Model, chosen: Sequence[tuple[ir.Value, SparseWeight, str]], limits: FoldLimits) -> int:
+    """Give a model the chosen formats, and return the bytes that they store; edits the model."""
+    writer, stored = Unpacker(model.graph, value_names(model)), 0
+    for name in dict.fromkeys(name for _, _, name in chosen):
+        some = [(value, weight) for value, weight, n in chosen if n == name]
+        if name == DENSE:
+            stored += sum(w.bytes_as(DENSE) or 0 for _, w in some)
+            continue
+        for places in _by_numbering(range(len(some)), [w for _, w in some]):
+            for group in _fitting([some[k] for k in places], name, limits):
+                codes, size = decoded(writer, name, [w for _, w in group], model.opset_imports.get("", 0))
+                stored += size
+                for (value, weight), found in zip(group, codes, strict=True):
+                    writer.stand_for(value, found)
+                    if name == F2F and weight.streams is not None:
+                        mark_streams(writer, weight.name, weight.streams)
+    writer.place()
+    return stored
+
+
+def _by_numbering(places: Iterable[int], weights: Sequence[SparseWeight]) -> list[list[int]]:
+    """Return the places of weights whose numbers stand for the same codes, group by group."""
+    groups: defaultdict[tuple[int, bytes], list[int]] = defaultdict(list)
+    for place in places:
+        known = weights[place].numbering
+        groups[known.num_bits, known.levels.tobytes()].append(place)
+    return list(groups.values())
+
+
+def _fitting(weights: _Found, name: str, limits: FoldLimits) -> Iterator[_Found]:
+    """Yield stretches of weights whose largest array, when they are decoded together, is within the limit."""
+    group: _Found = []
+    used = 0
+    for value, weight in weights:
+        largest = weight.load_bytes(name)[0]
+        if group and used + largest > limits.largest_bytes:
+            yield group
+            group, used = [], 0
+        group.append((value, weight))
+        used += largest
+    yield group
 
 
 def _as(name: str) -> str:
@@ -195,8 +249,8 @@ def _read(content: NDArray[np.uint8]) -> Encrypted | None:
         return None
 
 
-def _metrics(weights: list[SparseWeight], chosen: list[str], taken: int) -> tuple[Metric, ...]:
-    stored = sum(w.bytes_as(name) or 0 for w, name in zip(weights, chosen, strict=True))
+def _metrics(weights: list[SparseWeight], chosen: list[str], stored: int) -> tuple[Metric, ...]:
+    taken = sum(w.load_bytes(name)[1] for w, name in zip(weights, chosen, strict=True))
     dense = sum(w.bytes_as(DENSE) or 0 for w in weights)
     encoded = sum(name != DENSE for name in chosen)
     return (

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import combinations
 
 import numpy as np
 import onnx_ir as ir
@@ -22,6 +23,7 @@ from qcompiler.codec.sparse_formats import (
     to_deltas,
     zipped_bytes,
 )
+from qcompiler.errors import QCompileError
 from qcompiler.unpacking.fixed_rate import from_streams, peak_bytes
 from qcompiler.unpacking.numbering import Numbering
 from qcompiler.unpacking.sparse import all_zeros, from_bitmask, from_deltas
@@ -30,8 +32,9 @@ from qcompiler.unpacking.writer import Unpacker
 F2F, AUTO = "f2f", "auto"
 FORMATS = (AUTO, F2F, BITMASK, DELTA, DENSE)
 """What may be asked for."""
-GRAPH_BYTES = {DENSE: 0, BITMASK: 620, DELTA: 560, F2F: 3800}
-"""Format -> about what the operators that decode one tensor take in the file."""
+ONCE_BYTES = {DENSE: 0, BITMASK: 420, DELTA: 370, F2F: 0}
+EACH_BYTES = {DENSE: 0, BITMASK: 170, DELTA: 170, F2F: 3800}
+"""Format -> about what the operators that decode take in the file: once for all weights, and for each of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +88,11 @@ class SparseWeight:
             return sum(part.nbytes for part in parts) if parts else None
         return packed_bytes(self.rivals[name], 1)
 
+    def sizes(self, limits: FoldLimits) -> dict[str, int]:
+        """Return what the content takes in every format in which a session may decode it."""
+        found = {n: self.bytes_as(n) for n in (DENSE, DELTA, BITMASK, F2F) if n == DENSE or self.fits(n, limits, 0)}
+        return {name: size for name, size in found.items() if size is not None}
+
     def parts(self, name: str) -> tuple[NDArray[np.generic], ...]:
         """Return the arrays that a file holds for a format; none for streams that were not encoded."""
         if name == F2F:
@@ -108,26 +116,66 @@ class SparseWeight:
         if name == F2F and self.streams is not None:
             return peak_bytes(self.streams)
         if name == BITMASK:
-            return 4 * count, 18 * count
-        return (4 * count, 6 * count) if name == DELTA else (count, 0)
+            return 4 * count, 19 * count
+        return (4 * count, 7 * count) if name == DELTA else (count, 0)
 
     def fits(self, name: str, limits: FoldLimits, taken: int) -> bool:
         """Return True if a session may decode the weight beside others that take ``taken`` bytes."""
         largest, together = self.load_bytes(name)
         return name == DENSE or (largest <= limits.largest_bytes and taken + together <= limits.peak_bytes)
 
-    def smallest(self, allowed: Callable[[str], bool]) -> str:
-        """Return the format of the smallest file among the allowed ones; dense always is."""
-        sizes = {name: self.bytes_as(name) for name in (DENSE, DELTA, BITMASK, F2F)}
-        known = {name: size + GRAPH_BYTES[name] for name, size in sizes.items() if size is not None}
-        return min((name for name in known if name == DENSE or allowed(name)), key=known.__getitem__)
 
-    def decoded(self, writer: Unpacker, name: str) -> ir.Value:
-        """Return the codes as operators of a graph compute them: int8 of shape (size,)."""
-        if not self.numbers.any():
-            return all_zeros(writer, self.numbers.size)
-        if name == F2F and self.streams is not None:
-            return from_streams(writer, self.streams, self.numbering)
-        if name == BITMASK:
-            return from_bitmask(writer, self.bitmask, self.numbering)
-        return from_deltas(writer, self.deltas, self.numbering)
+def smallest_together(sizes: Sequence[Mapping[str, int]]) -> list[str]:
+    """Return the format of every weight with which a file is smallest.
+
+    Weights of a format are decoded together, by operators that come once, so that a format which pays for none of
+    several small weights may pay for all of them.
+
+    Args:
+        sizes: for every weight, the bytes of its content by the formats that it may have.
+    """
+    shared = sorted({name for size in sizes for name in size if ONCE_BYTES[name]})
+
+    def assigned(used: Collection[str]) -> list[str]:
+        usable = [[n for n in size if n in used or not ONCE_BYTES[n]] for size in sizes]
+        return [min(names, key=lambda n: size[n] + EACH_BYTES[n]) for names, size in zip(usable, sizes, strict=True)]
+
+    def total(found: Sequence[str]) -> int:
+        each = sum(size[name] + EACH_BYTES[name] for name, size in zip(found, sizes, strict=True))
+        return each + sum(ONCE_BYTES[name] for name in set(found))
+
+    subsets = (c for count in range(len(shared) + 1) for c in combinations(shared, count))
+    return min((assigned(used) for used in subsets), key=total)
+
+
+def decoded(writer: Unpacker, name: str, weights: Sequence[SparseWeight], opset: int) -> tuple[list[ir.Value], int]:
+    """Return the codes of weights of one numbering as operators compute them, and the bytes that are stored for that.
+
+    Args:
+        writer: of the graph.
+        name: the format; not dense.
+        weights: at least one.
+        opset: of the model.
+
+    Returns:
+        int8 of shape (size,) for every weight.
+    """
+    if name == F2F:
+        return [_streamed(writer, w) for w in weights], sum(w.bytes_as(F2F) or 0 for w in weights)
+    joined = SparseWeight("", np.concatenate([w.numbers.reshape(-1) for w in weights]), weights[0].numbering)
+    stored = sum(part.nbytes for part in joined.parts(name))
+    if not joined.numbers.any():
+        return [all_zeros(writer, w.numbers.size) for w in weights], stored
+    if name == BITMASK:
+        flat = from_bitmask(writer, joined.bitmask, joined.numbering)
+    else:
+        flat = from_deltas(writer, joined.deltas, joined.numbering)
+    return list(writer.split(flat, [w.numbers.size for w in weights], opset)), stored
+
+
+def _streamed(writer: Unpacker, weight: SparseWeight) -> ir.Value:
+    if weight.streams is None:
+        raise QCompileError(f"weight '{weight.name}' has no fixed-to-fixed streams")
+    if not weight.numbers.any():
+        return all_zeros(writer, weight.numbers.size)
+    return from_streams(writer, weight.streams, weight.numbering)

@@ -18,6 +18,8 @@ from qcompiler.quant.levels import Levels
 _Attribute: TypeAlias = int | Sequence[int] | ir.TensorProtocol
 MIN_OPSET = 11
 """Range, CumSum and ScatterElements begin here."""
+SPLIT_BY_INPUT = 13
+"""From this opset on Split reads the lengths of its parts from an input."""
 LONGEST_INDEX = 14
 """Bits of the longest index into a table of levels; its table has 32 KiB while a session loads."""
 
@@ -92,6 +94,20 @@ class Unpacker:
             found = self.node("Reshape", found, self.constant(np.asarray([-1])))
             found = self.node("Slice", found, self.constant(np.asarray([0])), self.constant(np.asarray([count])))
         return found
+
+    def split(self, flat: ir.Value, lengths: Sequence[int], opset: int) -> Sequence[ir.Value]:
+        """Return consecutive parts of a value of one axis.
+
+        Args:
+            flat: of shape (sum of lengths,).
+            lengths: of the parts.
+            opset: of the model, which decides how a Split is told.
+        """
+        if len(lengths) == 1:
+            return (flat,)
+        if opset >= SPLIT_BY_INPUT:
+            return self.outputs(len(lengths), "Split", flat, self.constant(np.asarray(lengths)))
+        return self.outputs(len(lengths), "Split", flat, split=lengths)
 
     def once(self, key: tuple[str, bytes], make: Callable[[], ir.Value]) -> ir.Value:
         """Return a value that is made on the first request for its key, and is the same for all others."""

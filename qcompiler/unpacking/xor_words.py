@@ -15,8 +15,6 @@ from qcompiler.unpacking.fixed_rate import xor_table
 from qcompiler.unpacking.writer import Unpacker
 
 _I32 = ir.DataType.INT32.value
-SPLIT_BY_INPUT = 13
-"""From this opset on Split reads the lengths of its parts from an input."""
 BYTES_A_WEIGHT = 12
 """About what decoding takes while a session loads; the largest array takes LARGEST."""
 LARGEST = 4
@@ -43,7 +41,7 @@ def from_words(
         parts.append(writer.node("Gather", xor_table(writer, rate.network, lag), column))
     bits = reduce(lambda first, second: writer.node("Xor", first, second), parts)
     flat = writer.node("Reshape", writer.node("Cast", bits, to=_I32), writer.constant(np.asarray([-1])))
-    pieces = _split(writer, flat, _lengths(rate, weights), opset)
+    pieces = writer.split(flat, _lengths(rate, weights), opset)
     used = [piece for piece, length in zip(pieces, _uses(rate, weights), strict=True) if length]
     return [
         writer.node("Gather", writer.constant(levels), piece)
@@ -63,11 +61,3 @@ def _uses(rate: XorRate, weights: Sequence[tuple[NDArray[np.uint8], int, Levels]
     for stored, count, _ in weights:
         found += [True, False] if len(stored) * rate.outputs > count else [True]
     return found
-
-
-def _split(writer: Unpacker, flat: ir.Value, lengths: Sequence[int], opset: int) -> Sequence[ir.Value]:
-    if len(lengths) == 1:
-        return (flat,)
-    if opset >= SPLIT_BY_INPUT:
-        return writer.outputs(len(lengths), "Split", flat, writer.constant(np.asarray(lengths)))
-    return writer.outputs(len(lengths), "Split", flat, split=lengths)

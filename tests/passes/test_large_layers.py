@@ -11,6 +11,7 @@ import pytest
 from qcompiler.codec.sparse_formats import BITMASK, DELTA
 from qcompiler.model.save import to_proto
 from qcompiler.runtime.sessions import open_session
+from qcompiler.unpacking import encoded
 from qcompiler.unpacking.encoded import FoldLimits, SparseWeight
 from qcompiler.unpacking.numbering import numbering
 from qcompiler.unpacking.writer import Unpacker
@@ -31,7 +32,7 @@ def decoded(weight: SparseWeight, form: str) -> np.ndarray:
     """Return the codes that a session decodes."""
     graph = ir.Graph([], [], nodes=[], opset_imports={"": 17}, name="large")
     writer = Unpacker(graph, set())
-    found = weight.decoded(writer, form)
+    (found,), _ = encoded.decoded(writer, form, [weight], 17)
     graph.extend(writer.nodes)
     found.type, found.shape = ir.TensorType(ir.DataType.INT8), ir.Shape([weight.numbers.size])
     graph.outputs.append(found)

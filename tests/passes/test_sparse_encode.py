@@ -22,10 +22,10 @@ from qcompiler.recipe import Recipe
 from qcompiler.registry import make_pass
 from qcompiler.runtime.storage import SPARSE, WHOLE, stored_bytes
 from qcompiler.state import Context, State
-from qcompiler.unpacking.encoded import F2F, FORMATS, GRAPH_BYTES
+from qcompiler.unpacking.encoded import EACH_BYTES, F2F, FORMATS, ONCE_BYTES
 from qcompiler.unpacking.export import export_streams, streams_of
 from tests.compiling import lowered, outputs, planned, run_passes, runtime_ops, samples, serialized
-from tests.models import token_net
+from tests.models import FLOAT, build, token_net
 from tests.passes.sparse import pruned
 from tests.passes.test_pack_bits import conv_and_gemm, wider_branches, wider_loop
 
@@ -113,14 +113,54 @@ def test_auto_takes_the_smallest_file(sparsity, best):
     assert notes == {"stored dense" if best == "dense" else f"stored as {best}"}
 
 
+@pytest.mark.parametrize("count", [1, 2])
 @pytest.mark.parametrize("name", ["bitmask", "delta", "f2f"])
-def test_what_the_graph_takes_is_about_as_reckoned(name):
+def test_what_the_graph_takes_is_about_as_reckoned(name, count):
     state, where = planned(conv_and_gemm())
-    state = pruned(state, 0.9, only="v")
+    state = pruned(state, 0.9, only="v" if count == 1 else "")
     result = encoded(state, asking(where, name))
-    plain = len(serialized(run_passes(state, where, "insert-qdq").model)) - 32 * 216
+    plain = len(serialized(run_passes(state, where, "insert-qdq").model)) - 216 * (32 + 24 * (count == 2))
     content = next(m.value for m in result.report.metrics if m.name == "stored")
-    assert 0.6 < (len(serialized(result.state.model)) - plain - content) / GRAPH_BYTES[name] < 1.4
+    found = len(serialized(result.state.model)) - plain - content
+    assert 0.7 < found / (ONCE_BYTES[name] + count * EACH_BYTES[name]) < 1.3
+
+
+def many_small(layers=10, width=25) -> onnx.ModelProto:
+    """Weights of which none alone is worth a graph that decodes it."""
+    rng = np.random.default_rng(0)
+    names = [f"m{k}" for k in range(layers)]
+    nodes = [
+        onnx.helper.make_node("MatMul", [before, f"w{k}"], [name], name=name)
+        for k, (before, name) in enumerate(zip(["x", *names], names, strict=False))
+    ]
+    constants = {f"w{k}": rng.standard_normal((width, width)).astype(np.float32) for k in range(layers)}
+    return build(nodes, [("x", FLOAT, [1, width])], [(names[-1], FLOAT, [1, width])], constants)
+
+
+@pytest.mark.parametrize("opset", [12, 17])
+def test_small_weights_are_decoded_together(opset):
+    proto = many_small()
+    proto.opset_import[0].version = opset
+    state, where = planned(proto)
+    state = pruned(state, 0.7)
+    sparse, plain = lowered(state, where).model, dense(state, where)
+    assert Counter(runtime_ops(sparse)) == Counter(runtime_ops(plain))
+    feeds = samples(state.model, seed=5)[0]
+    assert np.array_equal(outputs(sparse, feeds), outputs(plain, feeds))
+    assert [n.op_type for n in sparse.graph].count("CumSum") == 1
+    assert len(serialized(sparse)) < len(serialized(plain)) - 1000
+    alone = encoded(pruned(planned(proto)[0], 0.7, only="w3"), where)
+    assert not alone.report.changed
+
+
+def test_one_array_that_is_too_large_is_decoded_in_parts():
+    state, where = planned(many_small(width=200))
+    state, where = pruned(state, 0.7), asking(where, "bitmask")
+    model = encoded(state, where, largest_mib=1).state.model
+    assert [n.op_type for n in model.graph].count("CumSum") == 2
+    plain = run_passes(state, where, "insert-qdq").model
+    feeds = samples(state.model)[0]
+    assert np.array_equal(outputs(model, feeds), outputs(plain, feeds))
 
 
 def test_the_plan_may_name_a_format_for_one_weight():
@@ -164,8 +204,6 @@ def test_what_would_not_fold_falls_back_and_says_so():
 
 def test_memory_of_the_whole_model_is_limited():
     """The second weight no longer fits; 8-bit zeros of 1.1 MiB need about 20 MiB as a bitmask."""
-    from tests.models import FLOAT, build
-
     nodes = [onnx.helper.make_node("MatMul", ["x", "a"], ["m"]), onnx.helper.make_node("MatMul", ["m", "b"], ["y"])]
     rng = np.random.default_rng(0)
     constants = {k: rng.standard_normal((1100, 1100)).astype(np.float32) for k in "ab"}
