@@ -16,10 +16,9 @@ if TYPE_CHECKING:
     from qcompiler.training.driver import Schedule, Task
     from qcompiler.training.rounds import Rounds
 
-PROBE_STEPS = 3
-"""Mini-batches whose time decides how many fit into the minutes that were asked for."""
-MIN_STEPS = 20
 DEFAULT_STEPS = 300
+ENDLESS = 1 << 40
+"""Mini-batches where minutes decide: how many fit is not known before, for other programs come and go."""
 THREADS = 2
 """At least; a number that does not depend on the machine, for sums are cut into as many parts."""
 
@@ -110,13 +109,13 @@ class FineTune:
         rounds.run(task, count)
         found = replace(state, plan=rounds.compressor.planned(state.plan))
         before, after = rounds.distances[0], held_out_distance(setup, binding_of(found, setup.executor))
-        metrics = _metrics(rounds, steps, after)
+        metrics = _metrics(rounds, "" if steps == ENDLESS else f"of {steps}", after)
         if not after < before:
             tried = ", ".join(f"{v:.4f} at rate {r:g}" for v, r in zip(rounds.distances[1:], rounds.rates, strict=True))
             note = f"training did not help on samples it has not seen: {before:.4f}, behind the rounds {tried}"
             return PassResult(state, self._report(metrics, note))
         how = rounds.records[0].options if rounds.records else {}
-        options = {"steps": steps, "period": self.period, "rounds": count, **how}
+        options = {"steps": rounds.steps, "period": self.period, "rounds": count, **how}
         report = replace(self._report(metrics, ""), changed=True, options=options)
         return PassResult(replace(found, plan=found.plan.signed(self.name, state.plan)), report)
 
@@ -125,45 +124,32 @@ class FineTune:
         from qcompiler.executor.binding import binding_of
         from qcompiler.training.driver import Task
 
+        steps = self.steps or (ENDLESS if context.recipe.fine_tune_minutes else DEFAULT_STEPS)
         task = Task(
             samples=setup.samples,
             outputs=setup.loss.outputs,
             classes=setup.loss.classes,
             base=binding_of(state, setup.executor),
-            schedule=self._schedule(setup, context.recipe.seed),
-            finished=context.budget.spent,
+            schedule=self._schedule(setup, context.recipe.seed, steps),
         )
         seconds, started = 60.0 * context.recipe.fine_tune_minutes, time.monotonic()
-        steps = self.steps or (self._steps_in(state, setup, task, seconds) if seconds else DEFAULT_STEPS)
 
         def gone() -> float:
             return (time.monotonic() - started) / seconds if seconds else 0.0
 
-        return replace(
-            task,
-            schedule=replace(task.schedule, steps=steps),
-            progress=lambda step: context.progress("fine-tuning", step, steps),
-            finished=lambda: context.budget.spent() or gone() > 1,
-            gone=gone,
-        )
+        def progress(step: int) -> None:
+            done, total = (step, steps) if steps != ENDLESS else (int(gone() * seconds), int(seconds))
+            context.progress("fine-tuning", done, total)
 
-    def _steps_in(self, state: State, setup: SearchSetup, task: Task, seconds: float) -> int:
-        """Return how many mini-batches fit into a time, from the time that a few take."""
-        from qcompiler.training.compressor import LevelCompressor
-        from qcompiler.training.driver import fine_tune
+        return replace(task, progress=progress, finished=lambda: context.budget.spent() or gone() > 1, gone=gone)
 
-        probe = LevelCompressor(state, setup.executor, train_tables=True)
-        record = fine_tune(setup.executor, probe, self.period, task)
-        each = record.seconds / max(record.steps, 1)
-        return max(MIN_STEPS, int((seconds - record.seconds) / max(each, 1e-6)))
-
-    def _schedule(self, setup: SearchSetup, seed: int) -> Schedule:
-        """Return how a probe is trained."""
+    def _schedule(self, setup: SearchSetup, seed: int, steps: int) -> Schedule:
+        """Return how the first round is trained."""
         from qcompiler.training.driver import Schedule
 
         usual = _defaults(setup)
         return Schedule(
-            steps=PROBE_STEPS,
+            steps=steps,
             batch_rows=1 if setup.axes is None else self.rows or usual.rows,
             learning_rate=self.rate or usual.rate,
             feature_weight=usual.features if self.features < 0 else self.features,
@@ -184,12 +170,12 @@ def _defaults(setup: SearchSetup) -> _Defaults:
     return TOKENS if reads_tokens(setup.executor) else IMAGES
 
 
-def _metrics(rounds: Rounds, steps: int, after: float) -> tuple[Metric, ...]:
+def _metrics(rounds: Rounds, planned: str, after: float) -> tuple[Metric, ...]:
     return (
         Metric("distance on acceptance samples before", rounds.distances[0], ""),
         Metric("distance on acceptance samples after", after, ""),
         Metric("rounds kept", rounds.kept, f"of {len(rounds.records)}"),
-        Metric("mini-batches", rounds.steps, f"of {steps}"),
+        Metric("mini-batches", rounds.steps, planned),
         *(Metric(f"learning rate, round {i + 1}", v, "") for i, v in enumerate(rounds.rates)),
         *(Metric(f"distance behind round {i + 1}", v, "") for i, v in enumerate(rounds.distances[1:])),
         *(Metric(f"training loss, part {i + 1}", v, "") for i, v in enumerate(_losses(rounds))),

@@ -60,6 +60,7 @@ class Rounds:
                 schedule=plan,
                 progress=lambda step, done=number * steps: task.progress(done + step),  # type: ignore[misc]
                 gone=lambda before=number: task.gone() * count - before,  # type: ignore[misc]
+                finished=lambda before=number: task.finished() or task.gone() * count - before >= 1,  # type: ignore[misc]
             )
             self.rates.append(rate)
             self.compressor.fixed_codes = number == 0 and count > 1

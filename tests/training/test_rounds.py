@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -82,6 +83,18 @@ def test_every_round_has_its_part_of_the_time(case):
     first, second = rounds.distances[1:]
     assert first == rounds.distances[0]  # its half is over
     assert second < first  # and this one's has just begun
+    assert [record.steps for record in rounds.records] == [0, 15]
+
+
+def test_minutes_are_used_up_whatever_the_first_batches_took(case):
+    state, where, _ = case
+    told = []
+    where = replace(where, recipe=replace(where.recipe, fine_tune_minutes=0.03), progress=lambda *at: told.append(at))
+    started = time.monotonic()
+    report = make_pass("fine-tune").run(state, where).report
+    assert 1.8 <= time.monotonic() - started < 20
+    assert next(m.value for m in report.metrics if m.name == "mini-batches") == len(told) > 8
+    assert {total for _, _, total in told} == {1}  # seconds, rounded down
 
 
 def test_no_round_begins_when_the_time_is_over(case):
