@@ -9,6 +9,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from qcompiler.data import (
+    MAX_ACCEPTANCE,
     Dataset,
     Subset,
     check_outputs,
@@ -31,6 +32,9 @@ FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.DOUBLE)
 ACCEPTANCE_MACS = 6e9
 MIN_ACCEPTANCE = 8
 """What one trial of a search may compute, and the fewest samples that decide one."""
+TRAINED_ACCEPTANCE, TRAINED_TRIALS = 96, 4
+"""With training, the most samples that decide, and what a trial may compute in units of the above. There are few trials
+then, and training is good enough at fitting itself to samples that a few dozen cannot tell whether it helps."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -71,8 +75,10 @@ def prepare_samples(model: ir.Model, recipe: Recipe) -> Samples:
     labels = load_labels(recipe.labels, data) if recipe.labels is not None else None
     macs = model_macs(model)
     verify = min(recipe.verify_samples, max(MIN_VERIFY_SAMPLES, int(VERIFY_MACS / max(macs, 1))))
-    parts = split(len(data), recipe.calibration_samples, verify, recipe.seed)
-    few = max(MIN_ACCEPTANCE, int(ACCEPTANCE_MACS / max(macs, 1)))
+    trained = recipe.fine_tune_minutes > 0
+    most = TRAINED_ACCEPTANCE if trained else MAX_ACCEPTANCE
+    parts = split(len(data), recipe.calibration_samples, verify, recipe.seed, most)
+    few = max(MIN_ACCEPTANCE, int((TRAINED_TRIALS if trained else 1) * ACCEPTANCE_MACS / max(macs, 1)))
     accepted, spare = parts.acceptance[:few], parts.acceptance[few:]
     calibrated = tuple(sorted((*parts.calibration, *spare)))
     notes = list(data.notes)

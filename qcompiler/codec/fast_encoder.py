@@ -15,7 +15,7 @@ from qcompiler.codec.pair_kernel import MAX_OUTPUTS, encode_triples
 from qcompiler.codec.trellis_kernel import LARGEST_COST, PLANES, WORDS, backward, best_state, forward
 from qcompiler.codec.xor_code import MEMORY, SYMBOL_BITS, SYMBOLS, TRELLIS, XorCode
 
-LONGEST = {"8-0": 1 << 16, "8-1": 2048, "8-2": 1024, "1-12": 1024}
+LONGEST = {"8-0": 1024, "8-1": 2048, "8-2": 1024, "1-12": 1024}
 """Name of a code -> most blocks of a segment: what a search remembers of them takes at most 64 MiB and a plane."""
 WHOLE = frozenset({"8-0", "8-1"})
 """Codes whose planes are searched side by side; the others are searched plane by plane."""

@@ -5,10 +5,11 @@ from qcompiler.data.dataset import Dataset, Feeds, InputSpec, Subset
 from qcompiler.data.labels import load_labels
 from qcompiler.data.opening import open_dataset
 from qcompiler.data.specs import check_outputs, input_specs
-from qcompiler.data.split import Split, split
+from qcompiler.data.split import MAX_ACCEPTANCE, Split, split
 from qcompiler.data.synthetic import synthetic_inputs
 
 __all__ = [
+    "MAX_ACCEPTANCE",
     "Dataset",
     "Feeds",
     "InputSpec",

@@ -23,11 +23,13 @@ class Split:
     verification: tuple[int, ...]
 
 
-def split(n: int, calibration_samples: int, verify_samples: int, seed: int) -> Split:
+def split(
+    n: int, calibration_samples: int, verify_samples: int, seed: int, most_accepting: int = MAX_ACCEPTANCE
+) -> Split:
     """Split ``n`` samples; the same arguments always give the same split.
 
     Verification is served first. With fewer samples than asked for, it gets what calibration leaves, but at
-    least two fifths. Acceptance takes a quarter of the calibration budget, at most 32 and at least 1.
+    least two fifths. Acceptance takes a quarter of the calibration budget, within limits.
     Each set is spread evenly over the order of the data, so that data sorted by class stays balanced.
 
     Args:
@@ -35,6 +37,7 @@ def split(n: int, calibration_samples: int, verify_samples: int, seed: int) -> S
         calibration_samples: upper limit of calibration and acceptance together (2 is the least used).
         verify_samples: upper limit of verification.
         seed: decides which samples are drawn.
+        most_accepting: upper limit of acceptance; at least 1.
 
     Raises:
         DataError: fewer than three samples.
@@ -47,7 +50,7 @@ def split(n: int, calibration_samples: int, verify_samples: int, seed: int) -> S
     budget = max(2, calibration_samples)
     verify = max(1, min(verify_samples, max(n - budget, n * 2 // 5)))
     budget = min(budget, n - verify)
-    accept = max(1, min(MAX_ACCEPTANCE, budget // 4))
+    accept = max(1, min(most_accepting, budget // 4))
     generator = np.random.default_rng(seed)
     verification = _spread(range(n), verify, generator)
     chosen = _spread(sorted(set(range(n)) - set(verification)), budget, generator)

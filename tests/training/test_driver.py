@@ -144,16 +144,19 @@ def test_photographs_are_moved_and_mixed_and_everything_else_is_only_mixed():
     assert not torch.equal(mixed, rows)
 
 
-def test_a_part_of_a_photograph_is_shown_as_large_as_the_whole():
-    pattern = torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(1)).expand(64, 3, 16, 16)
+@pytest.mark.parametrize(("side", "least"), [(96, SMALLEST_PART), (32, (28 / 32) ** 2), (16, 1.0)])
+def test_a_part_of_a_photograph_is_shown_as_large_as_the_whole(side, least):
+    shape = (64, 3, side, side)
+    pattern = torch.rand(1, *shape[1:], generator=torch.Generator().manual_seed(1)).expand(shape)
     shown = _moved(pattern, torch.Generator().manual_seed(0))
-    slopes = _moved(torch.arange(16.0).expand(64, 3, 16, 16), torch.Generator().manual_seed(0)).diff(dim=-1).median(-1)
+    ramp = torch.arange(float(side)).expand(shape)
+    slopes = _moved(ramp, torch.Generator().manual_seed(0)).diff(dim=-1).median(-1)
     steps = slopes.values[:, 0, 0]
     assert shown.shape == pattern.shape
     assert (steps < 0).any()
     assert (steps > 0).any()
     assert steps.abs().max() <= 1.0 + 1e-5
-    assert steps.abs().min() >= (SMALLEST_PART / LONGEST_PART) ** 0.5 - 1e-5
+    assert steps.abs().min() >= (least / LONGEST_PART) ** 0.5 - 1e-5
 
 
 def test_what_cannot_be_mixed_stays():
