@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
 
 from qcompiler.errors import UsageError
+from qcompiler.plan import CompressionPlan
 from qcompiler.protocols import PassKind, PassResult
 from qcompiler.records import Metric, PassReport, Skip
 from qcompiler.state import Context, Fact, State
@@ -44,6 +45,8 @@ class _Defaults:
 
 IMAGES = _Defaults(rows=16, rate=0.004, rounds=4, features=3.0, half=False)
 """Few images, and one answer to each: codes fit themselves to the samples soon."""
+PRUNED = _Defaults(rows=16, rate=0.004, rounds=1, features=3.0, half=False)
+"""Images, and weights with zeros, which move far: one round, for what the first steps lose takes long to come back."""
 TOKENS = _Defaults(rows=64, rate=0.006, rounds=1, features=1.0, half=True)
 """Many sentences of few places, and an answer at every place: one long round goes furthest."""
 
@@ -60,7 +63,7 @@ class FineTune:
         period: mini-batches between projections onto the grid; 1 trains through the rounding at every step.
         rate: learning rate of the first round, as a share of a grid step; 0 takes 0.004, and 0.006 of tokens.
         rounds: parts of the training; each is kept if the distance on acceptance samples has shrunk, and the next is
-            slower; 0 takes 4, and 1 of tokens.
+            slower; 0 takes 4, and 1 of tokens and where weights are pruned.
         features: weight of the error of inner values; below 0 it is 3, and 1 of tokens.
         rows: samples in a mini-batch; 0 takes 16, and 64 of tokens.
         augment: vary the samples.
@@ -105,7 +108,7 @@ class FineTune:
         task = self._task(state, context, setup)
         steps = task.schedule.steps
         rounds = Rounds(setup, LevelCompressor(state, setup.executor, train_tables=True), self.period)
-        count = min(self.rounds or _defaults(setup).rounds, steps)
+        count = min(self.rounds or _defaults(setup, state.plan).rounds, steps)
         rounds.run(task, count)
         found = replace(state, plan=rounds.compressor.planned(state.plan))
         before, after = rounds.distances[0], held_out_distance(setup, binding_of(found, setup.executor))
@@ -130,7 +133,7 @@ class FineTune:
             outputs=setup.loss.outputs,
             classes=setup.loss.classes,
             base=binding_of(state, setup.executor),
-            schedule=self._schedule(setup, context.recipe.seed, steps),
+            schedule=self._schedule(_defaults(setup, state.plan), setup, context.recipe.seed, steps),
         )
         seconds, started = 60.0 * context.recipe.fine_tune_minutes, time.monotonic()
 
@@ -143,11 +146,10 @@ class FineTune:
 
         return replace(task, progress=progress, finished=lambda: context.budget.spent() or gone() > 1, gone=gone)
 
-    def _schedule(self, setup: SearchSetup, seed: int, steps: int) -> Schedule:
+    def _schedule(self, usual: _Defaults, setup: SearchSetup, seed: int, steps: int) -> Schedule:
         """Return how the first round is trained."""
         from qcompiler.training.driver import Schedule
 
-        usual = _defaults(setup)
         return Schedule(
             steps=steps,
             batch_rows=1 if setup.axes is None else self.rows or usual.rows,
@@ -164,10 +166,12 @@ class FineTune:
         return PassReport(name=self.name, changed=False, options=options, metrics=metrics, notes=notes)
 
 
-def _defaults(setup: SearchSetup) -> _Defaults:
+def _defaults(setup: SearchSetup, plan: CompressionPlan) -> _Defaults:
     from qcompiler.executor.setup import reads_tokens
 
-    return TOKENS if reads_tokens(setup.executor) else IMAGES
+    if reads_tokens(setup.executor):
+        return TOKENS
+    return PRUNED if any(t.sparsity is not None for t in plan.tensors.values()) else IMAGES
 
 
 def _metrics(rounds: Rounds, planned: str, after: float) -> tuple[Metric, ...]:
