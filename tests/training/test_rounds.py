@@ -25,6 +25,7 @@ from qcompiler.training.measure import held_out_distance  # noqa: E402
 from qcompiler.training.rounds import Rounds  # noqa: E402
 from tests.compiling import samples, start  # noqa: E402
 from tests.models import conv_net  # noqa: E402
+from tests.passes.sparse import pruned  # noqa: E402
 from tests.training.lowbits import low_bit_state  # noqa: E402
 
 
@@ -95,6 +96,14 @@ def test_minutes_are_used_up_whatever_the_first_batches_took(case):
     assert 1.8 <= time.monotonic() - started < 20
     assert next(m.value for m in report.metrics if m.name == "mini-batches") == len(told) > 8
     assert {total for _, _, total in told} == {1}  # seconds, rounded down
+
+
+@pytest.mark.parametrize(("sparsity", "rounds"), [(0.0, 4), (0.5, 1)])
+def test_pruned_weights_are_trained_in_one_round(case, sparsity, rounds):
+    state, where, _ = case
+    state = pruned(state, sparsity, levels=np.arange(-3, 4, dtype=np.int8)) if sparsity else state
+    report = make_pass("fine-tune{steps=8}").run(state, where).report
+    assert sum(m.name.startswith("learning rate, round") for m in report.metrics) == rounds
 
 
 def test_no_round_begins_when_the_time_is_over(case):
