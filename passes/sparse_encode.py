@@ -85,14 +85,14 @@ class SparseEncode:
         found = [(value, _weight(value, entry)) for value, entry in _pruned(model, state.plan)]
         if not found:
             return PassResult(state, PassReport(name=self.name, changed=False))
-        wanted = self.format or context.recipe.sparse_format
+        weights, wanted = [w for _, w in found], self.format or context.recipe.sparse_format
         notes = self._encode(found, wanted, context)
         limits, opset = FoldLimits(self.largest_mib << 20, self.peak_mib << 20), model.opset_imports.get("", 0)
-        asked = [state.plan.tensors[weight.name].encoding or wanted for _, weight in found]
-        chosen = _choices([w for _, w in found], asked, limits, opset)
+        asked = [state.plan.tensors[w.name].encoding or wanted for w in weights]
+        chosen = _choices(weights, asked, limits, opset)
         skipped = [
             Skip(w.name, f"stored {_as(c.format)}: {c.why or 'zeros cost less than their places'}")
-            for (_, w), c in zip(found, chosen, strict=True)
+            for w, c in zip(weights, chosen, strict=True)
             if c.why or c.format == DENSE
         ]
         names = [c.format for c in chosen]
@@ -101,10 +101,10 @@ class SparseEncode:
         report = PassReport(
             name=self.name,
             changed=changed,
-            metrics=_metrics([w for _, w in found], names, stored),
+            metrics=_metrics(weights, names, stored),
             skipped=tuple(skipped),
             notes=tuple(notes),
-            tables=tuple(_tables([w for _, w in found], names)),
+            tables=tuple(_tables(weights, names)),
         )
         return PassResult(replace(state, model=model) if changed else state, report)
 

@@ -162,14 +162,15 @@ def decoded(writer: Unpacker, name: str, weights: Sequence[SparseWeight], opset:
     """
     if name == F2F:
         return [_streamed(writer, w) for w in weights], sum(w.bytes_as(F2F) or 0 for w in weights)
-    joined = SparseWeight("", np.concatenate([w.numbers.reshape(-1) for w in weights]), weights[0].numbering)
-    stored = sum(part.nbytes for part in joined.parts(name))
-    if not joined.numbers.any():
-        return [all_zeros(writer, w.numbers.size) for w in weights], stored
+    known, numbers = weights[0].numbering, np.concatenate([w.numbers.reshape(-1) for w in weights])
+    if not numbers.any():
+        return [all_zeros(writer, w.numbers.size) for w in weights], 0
     if name == BITMASK:
-        flat = from_bitmask(writer, joined.bitmask, joined.numbering)
+        mask = to_bitmask(numbers, known.num_bits)
+        flat, stored = from_bitmask(writer, mask, known), mask.mask.nbytes + mask.values.nbytes
     else:
-        flat = from_deltas(writer, joined.deltas, joined.numbering)
+        gaps = to_deltas(numbers, known.num_bits)
+        flat, stored = from_deltas(writer, gaps, known), gaps.gaps.nbytes + gaps.values.nbytes
     return list(writer.split(flat, [w.numbers.size for w in weights], opset)), stored
 
 
