@@ -1,9 +1,10 @@
 """Encodes random sparse bits with every fixed-to-fixed code; prints efficiency, memory reduction and speed as markdown.
 
-Usage: python -m benchmarks.fixed_to_fixed [--data ROOT] [--threads N] [--seconds S] [--codes 8-0,8-1,1-12,8-2]
+Usage: python -m benchmarks.fixed_to_fixed [--data ROOT] [--threads N] [--codes 8-0,8-1,1-12,8-2]
 
 With --data, every convolution and matrix of at least 16384 weights of ROOT/models (their first weights, as many as of
-random data) is pruned to S = 0.9 by magnitude and encoded, too, and a prototype in ROOT/../prototypes is built with g++ and timed in the same run, where both are there.
+random data) is pruned to S = 0.9 by magnitude and encoded, too, and a prototype in ROOT/../prototypes is built with
+g++ and timed in the same run, where both are there.
 """
 
 from __future__ import annotations
