@@ -45,7 +45,7 @@ class _Defaults:
 
 IMAGES = _Defaults(rows=16, rate=0.004, rounds=4, features=3.0, half=False)
 """Few images, and one answer to each: codes fit themselves to the samples soon."""
-PRUNED = _Defaults(rows=16, rate=0.004, rounds=1, features=3.0, half=False)
+PRUNED = _Defaults(rows=16, rate=0.002, rounds=1, features=3.0, half=False)
 """Images, and weights with zeros, which move far: one round, for what the first steps lose takes long to come back."""
 TOKENS = _Defaults(rows=64, rate=0.006, rounds=1, features=1.0, half=True)
 """Many sentences of few places, and an answer at every place: one long round goes furthest."""
@@ -61,7 +61,8 @@ class FineTune:
     Attributes:
         steps: mini-batches; 0 takes as many as fit into ``--fine-tune MINUTES``, and 300 without it.
         period: mini-batches between projections onto the grid; 1 trains through the rounding at every step.
-        rate: learning rate of the first round, as a share of a grid step; 0 takes 0.004, and 0.006 of tokens.
+        rate: learning rate of the first round, as a share of a grid step (of an eighth of the largest level where weights
+            are pruned); 0 takes 0.004, 0.006 of tokens, and 0.002 where weights are pruned.
         rounds: parts of the training; each is kept if the distance on acceptance samples has shrunk, and the next is
             slower; 0 takes 4, and 1 of tokens and where weights are pruned.
         features: weight of the error of inner values; below 0 it is 3, and 1 of tokens.
