@@ -61,8 +61,8 @@ class FineTune:
     Attributes:
         steps: mini-batches; 0 takes as many as fit into ``--fine-tune MINUTES``, and 300 without it.
         period: mini-batches between projections onto the grid; 1 trains through the rounding at every step.
-        rate: learning rate of the first round, as a share of a grid step; 0 takes 0.004, and 0.006 of tokens. Where weights
-            are pruned it is a share of an eighth of the largest level, and 0 takes 0.002.
+        rate: learning rate of the first round, as a share of a grid step; 0 takes 0.004, and 0.006 of tokens. Where
+            weights are pruned it is a share of an eighth of the largest level, and 0 takes 0.002.
         rounds: parts of the training; each is kept if the distance on acceptance samples has shrunk, and the next is
             slower; 0 takes 4, and 1 of tokens and where weights are pruned.
         features: weight of the error of inner values; below 0 it is 3, and 1 of tokens.
