@@ -34,6 +34,7 @@ class _Defaults:
         rounds: parts of the training.
         features: weight of the error of inner values.
         half: multiply in half precision where the processor does.
+        full_rate_steps: with fewer mini-batches the rate is lower in proportion.
     """
 
     rows: int
@@ -41,12 +42,14 @@ class _Defaults:
     rounds: int
     features: float
     half: bool
+    full_rate_steps: int = 0
 
 
 IMAGES = _Defaults(rows=16, rate=0.004, rounds=4, features=3.0, half=False)
 """Few images, and one answer to each: codes fit themselves to the samples soon."""
-PRUNED = _Defaults(rows=16, rate=0.002, rounds=1, features=3.0, half=False)
-"""Images, and weights with zeros, which move far: one round, for what the first steps lose takes long to come back."""
+PRUNED = _Defaults(rows=16, rate=0.004, rounds=1, features=3.0, half=False, full_rate_steps=2000)
+"""Images, and weights with zeros, which move far: one round, and slower where there is no time to win back what the
+first steps lose."""
 TOKENS = _Defaults(rows=64, rate=0.006, rounds=1, features=1.0, half=True)
 """Many sentences of few places, and an answer at every place: one long round goes furthest."""
 
@@ -62,7 +65,8 @@ class FineTune:
         steps: mini-batches; 0 takes as many as fit into ``--fine-tune MINUTES``, and 300 without it.
         period: mini-batches between projections onto the grid; 1 trains through the rounding at every step.
         rate: learning rate of the first round, as a share of a grid step; 0 takes 0.004, and 0.006 of tokens. Where
-            weights are pruned it is a share of an eighth of the largest level, and 0 takes 0.002.
+            weights are pruned it is a share of an eighth of the largest level, and 0 takes less where fewer than 2,000
+            mini-batches fit.
         rounds: parts of the training; each is kept if the distance on acceptance samples has shrunk, and the next is
             slower; 0 takes 4, and 1 of tokens and where weights are pruned.
         features: weight of the error of inner values; below 0 it is 3, and 1 of tokens.
@@ -155,6 +159,7 @@ class FineTune:
             steps=steps,
             batch_rows=1 if setup.axes is None else self.rows or usual.rows,
             learning_rate=self.rate or usual.rate,
+            full_rate_steps=0 if self.rate else usual.full_rate_steps,
             feature_weight=usual.features if self.features < 0 else self.features,
             augment=self.augment,
             half=usual.half,

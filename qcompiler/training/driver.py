@@ -31,6 +31,8 @@ class Schedule:
         steps: mini-batches.
         batch_rows: samples in a mini-batch.
         learning_rate: of Adam at the start, in units of the compressor; it falls to 0 along half a cosine.
+        full_rate_steps: with fewer mini-batches than this, or fewer that fit into the time, the learning rate is lower
+            in proportion.
         feature_weight: of the error of inner values against that of the outputs.
         augment: vary the samples; see ``varied``.
         half: multiply in bfloat16 where the processor does that at twice the speed; weights, their gradients and the
@@ -41,6 +43,7 @@ class Schedule:
     steps: int = 400
     batch_rows: int = 32
     learning_rate: float = 0.02
+    full_rate_steps: int = 0
     feature_weight: float = 3.0
     augment: bool = True
     half: bool = False
@@ -136,9 +139,9 @@ def fine_tune(model: TorchExecutor, compressor: Compressor, period: int, task: T
     for step in range(plan.steps):
         if task.finished():
             break
-        over = min(max(step / plan.steps, task.gone()), 1.0)
+        rate = _rate(plan, step, task.gone())
         for group in optimizer.param_groups:
-            group["lr"] = plan.learning_rate * 0.5 * (1 + math.cos(math.pi * over))
+            group["lr"] = rate
         binding = compressor.compressed(task.base) if period == 1 else compressor.loose(task.base)
         loss = matcher.loss(binding, generator)
         optimizer.zero_grad(set_to_none=True)
@@ -160,11 +163,20 @@ def fine_tune(model: TorchExecutor, compressor: Compressor, period: int, task: T
     )
 
 
+def _rate(plan: Schedule, step: int, gone: float) -> float:
+    """Return the learning rate of a step, when a share of the time is gone."""
+    over = min(max(step / plan.steps, gone), 1.0)
+    expected = min(plan.steps, step / gone) if gone > 0 else plan.steps
+    share = min(1.0, expected / plan.full_rate_steps) if plan.full_rate_steps else 1.0
+    return plan.learning_rate * share * 0.5 * (1 + math.cos(math.pi * over))
+
+
 def _options(plan: Schedule) -> dict[str, float | int | str]:
     """Return what a result depends on, for a report."""
     return {
         **{"optimizer": "Adam, moments kept at projections", "beta1": BETAS[0], "beta2": BETAS[1]},
-        **{"learning rate": plan.learning_rate, "decay": "half a cosine", "batch rows": plan.batch_rows},
+        **{"learning rate": plan.learning_rate, "full rate from": plan.full_rate_steps, "decay": "half a cosine"},
+        **{"batch rows": plan.batch_rows},
         **{"feature weight": plan.feature_weight, "augment": str(plan.augment).lower(), "seed": plan.seed},
         **{"half precision": str(plan.half).lower()},
     }

@@ -14,7 +14,7 @@ from qcompiler.model.blocks import block_outputs  # noqa: E402
 from qcompiler.registry import make_pass  # noqa: E402
 from qcompiler.training.augment import LONGEST_PART, SMALLEST_PART, _moved, varied  # noqa: E402
 from qcompiler.training.compressor import LevelCompressor  # noqa: E402
-from qcompiler.training.driver import Schedule, Task, fine_tune, relative_error  # noqa: E402
+from qcompiler.training.driver import Schedule, Task, _rate, fine_tune, relative_error  # noqa: E402
 from qcompiler.training.measure import held_out_loss  # noqa: E402
 from tests.compiling import samples, start  # noqa: E402
 from tests.models import conv_net  # noqa: E402
@@ -128,6 +128,15 @@ def test_without_samples_the_pass_says_what_it_needs(case):
     found = make_pass("fine-tune").run(state, replace(where, calibration=None))
     assert found.state is state
     assert "--data" in found.report.notes[0]
+
+
+@pytest.mark.parametrize(("steps", "gone", "share"), [(4000, 0.0, 1), (500, 0.0, 0.5), (10**9, 0.01, 0.2)])
+def test_the_rate_is_lower_where_few_mini_batches_fit(steps, gone, share):
+    plan = Schedule(steps=steps, learning_rate=0.1, full_rate_steps=1000)
+    step = 2 if gone else 0  # two in a hundredth of the time: 200 fit
+    expected = 0.1 * share * (1 + np.cos(np.pi * gone)) / 2
+    assert _rate(plan, step, gone) == pytest.approx(expected)
+    assert _rate(replace(plan, full_rate_steps=0), step, gone) == pytest.approx(expected / share)
 
 
 def test_photographs_are_moved_and_mixed_and_everything_else_is_only_mixed():
