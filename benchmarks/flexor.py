@@ -22,7 +22,7 @@ from benchmarks.low_bits import budget_words, ends_in_eight_bits
 from benchmarks.models import BenchmarkModel, all_of_resnet20
 from benchmarks.process import REPOSITORY
 from benchmarks.readers import save_arrays
-from benchmarks.tables import environment, markdown_table, note
+from benchmarks.tables import deliver, environment, markdown_table, note
 
 WHOLE = "1.0"
 """A network that sums nothing: binary weights, trained the same way."""
@@ -143,11 +143,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         environment(f"python -m benchmarks.flexor --data ROOT{steps}"),
         markdown_table(header, rows),
     ]
-    text = "\n".join(parts)
-    if given.out:
-        given.out.write_text(text + "\n", encoding="utf-8")
-    else:
-        print(text)
+    deliver(parts, given.out)
     return 0
 
 

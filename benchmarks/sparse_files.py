@@ -24,7 +24,7 @@ from benchmarks.models import CNN_MODELS, HALF_RESNET8, PUBLIC_MODELS, Benchmark
 from benchmarks.process import REPOSITORY, run_measured
 from benchmarks.readers import Arrays, save_arrays
 from benchmarks.scoring import count_ops, feeds, latency_ratios, model_bytes, open_session
-from benchmarks.tables import environment, latency, markdown_table, note
+from benchmarks.tables import deliver, environment, latency, markdown_table, note
 
 DENSE = "dense"
 FORMATS = (DENSE, "bitmask", "delta", "f2f", "auto")
@@ -214,11 +214,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         with TemporaryDirectory() as scratch:
             rows = list(rows_of(case, given.sparsity, given.data.resolve() if given.data else None, Path(scratch)))
         sections += [f"## {case.name}\n", markdown_table(header, rows)] if rows else []
-    text = "\n".join(sections)
-    if given.out:
-        given.out.write_text(text + "\n", encoding="utf-8")
-    else:
-        print(text)
+    deliver(sections, given.out)
     return 0
 
 

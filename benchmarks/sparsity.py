@@ -20,7 +20,7 @@ from benchmarks.low_bits import DIGITS, budget_words
 from benchmarks.models import CNN_MODELS, PUBLIC_MODELS, BenchmarkModel, all_of_resnet20
 from benchmarks.process import REPOSITORY
 from benchmarks.readers import save_arrays
-from benchmarks.tables import decibels, environment, markdown_table, note
+from benchmarks.tables import decibels, deliver, environment, markdown_table, note
 
 MEASURED, UNIFORM, SURGEON, MAGNITUDE = "measured", "uniform", "surgeon", "magnitude"
 KINDS = {
@@ -152,11 +152,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         with TemporaryDirectory() as scratch:
             rows = list(rows_of(model, settings, given.data.resolve() if given.data else None, Path(scratch)))
         sections += [f"## {model.name}\n", markdown_table(header, rows)] if rows else []
-    text = "\n".join(sections)
-    if given.out:
-        given.out.write_text(text + "\n", encoding="utf-8")
-    else:
-        print(text)
+    deliver(sections, given.out)
     return 0
 
 

@@ -23,6 +23,15 @@ def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
 
 
+def deliver(parts: Iterable[str], place: Path | None) -> None:
+    """Write the parts of a report to a file, or print them where none is named."""
+    text = "\n".join(parts)
+    if place is None:
+        print(text)
+    else:
+        place.write_text(text + "\n", encoding="utf-8")
+
+
 def wrapped(text: str) -> str:
     """Return a paragraph in lines of at most 110 characters."""
     return textwrap.fill(text, 110, break_long_words=False, break_on_hyphens=False)
