@@ -51,12 +51,14 @@ class Case:
         locate: returns the file, None where it is missing; takes the data folder and a scratch folder.
         calibration: arrays by input name, None to compile without data.
         inputs: the feeds that outputs are compared on.
+        classes: its answers are classes, whose agreement has a floor that is switched off.
     """
 
     name: str
     locate: Callable[[Path | None, Path], Path | None]
     calibration: Callable[[Path], Arrays | None]
     inputs: Callable[[Path], Iterator[Arrays]]
+    classes: Callable[[Path], bool] = lambda _: False
 
 
 def cases() -> Iterator[Case]:
@@ -71,7 +73,10 @@ def _of_suite(model: BenchmarkModel) -> Case:
     def inputs(root: Path) -> Iterator[Arrays]:
         return islice(feeds(model.samples(root).scoring), ROWS)
 
-    return Case(model.name, model.locate, lambda root: model.samples(root).calibration, inputs)
+    def classes(root: Path) -> bool:
+        return model.samples(root).labels is not None
+
+    return Case(model.name, model.locate, lambda root: model.samples(root).calibration, inputs, classes)
 
 
 def _stored(name: str) -> Callable[[Path | None, Path], Path | None]:
@@ -120,6 +125,7 @@ def compiled(case: Case, path: Path, sparsity: float, root: Path, scratch: Path)
     """Return the file of every format by its name, or why there is none."""
     calibration, arrays = scratch / "calibration.npz", case.calibration(root)
     asked = ["--target", "x86", "--min-sqnr=-1000", "--max-latency-ratio", "1000"]
+    asked += ["--min-agreement", "0"] if case.classes(root) else []
     if arrays is not None:
         save_arrays(calibration, arrays)
     found: dict[str, Path | str] = {}
