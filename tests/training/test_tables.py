@@ -13,6 +13,7 @@ from qcompiler.errors import QCompileError  # noqa: E402
 from qcompiler.executor.binding import binding_of  # noqa: E402
 from qcompiler.executor.executor import TorchExecutor  # noqa: E402
 from qcompiler.executor.setup import prepare_search  # noqa: E402
+from qcompiler.passes.fine_tune import _defaults  # noqa: E402
 from qcompiler.plan import Role, TensorPlan  # noqa: E402
 from qcompiler.registry import make_pass  # noqa: E402
 from qcompiler.row_codes import RowKind  # noqa: E402
@@ -106,7 +107,7 @@ def scheduled(proto, data, options=""):
     state = start(proto)
     where = replace(context("x86", data), acceptance=data)
     setup = prepare_search(state, where)
-    return make_pass(f"fine-tune{options}")._schedule(setup, 0)
+    return make_pass(f"fine-tune{options}")._schedule(_defaults(setup, state.plan), setup, seed=0, steps=300)
 
 
 def test_sentences_are_trained_on_in_larger_batches_than_images():
