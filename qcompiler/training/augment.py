@@ -10,7 +10,8 @@ from torch import Tensor
 SMALLEST_PART = 0.3
 """Smallest part of a photograph that is shown, as a share of its area."""
 FEWEST_PIXELS = 28
-"""Nor is a part smaller than so many pixels a side: enlarged, it would be a blur such as no sample is."""
+"""Nor is a part smaller than so many pixels a side: enlarged, it would be a blur such as no sample is. Images that are
+smaller as a whole are cut like large ones."""
 LONGEST_PART = 4 / 3
 """Most by which a part is longer one way than the other, in shares of the photograph's sides."""
 
@@ -47,7 +48,8 @@ def _moved(images: Tensor, generator: torch.Generator) -> Tensor:
     """Return images of shape (rows, 3, height, width): a random part of each, as large as it, perhaps mirrored."""
     count = len(images)
     area, aspect, down, across, side = torch.rand(5, count, generator=generator)
-    least = min(max(SMALLEST_PART, FEWEST_PIXELS**2 / (images.shape[2] * images.shape[3])), 1.0)
+    share = FEWEST_PIXELS**2 / (images.shape[2] * images.shape[3])
+    least = share if SMALLEST_PART < share < 1 else SMALLEST_PART
     area = least + (1 - least) * area
     aspect = torch.exp((2 * aspect - 1) * math.log(LONGEST_PART))
     height, width = (part.sqrt().clamp(max=1.0) for part in (area / aspect, area * aspect))
